@@ -1,0 +1,2 @@
+//! The control plane of the mesh.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The node daemon of the mesh.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the mesh shares over the wire.
