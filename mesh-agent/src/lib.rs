@@ -1,1 +1,7 @@
-//! The node daemon.
+//! The node daemon: it does what mesh-core decides.
+
+pub mod dataplane;
+pub mod dns;
+pub mod net;
+pub mod sys;
+pub mod wg;

@@ -8,10 +8,16 @@
 //! [`policy`] turns text into who-may-reach-whom, [`netmap`] is one node's part of both.
 #![forbid(unsafe_code)]
 
+pub mod dataplane;
+pub mod dns;
+pub mod health;
 pub mod ipam;
 pub mod key;
 pub mod netmap;
 pub mod node;
+pub mod policy;
+pub mod routes;
+pub mod wireguard;
 pub mod world;
 
 pub use mesh_common::{Direction, Identity, RuleId};

@@ -1,0 +1,1 @@
+//! MagicDNS on the node's own mesh address, and the host's resolver pointed at it.

@@ -1,0 +1,1 @@
+//! Every `unsafe` of the agent: raw system calls that no crate wraps.

@@ -1,0 +1,1 @@
+//! WireGuard, by the kernel or in process.

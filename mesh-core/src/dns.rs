@@ -1,0 +1,1 @@
+//! MagicDNS: zone and query in, answer out.

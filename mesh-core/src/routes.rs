@@ -1,0 +1,1 @@
+//! Addresses, routes and rules of the mesh device.

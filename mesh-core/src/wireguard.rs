@@ -1,0 +1,1 @@
+//! The WireGuard device: what it should hold, what it holds, and the steps between.
