@@ -1,0 +1,243 @@
+//! The eBPF object: built from source, never committed.
+//!
+//! Two toolchains build the same object and the first that is there is taken: Debian's rustc-web,
+//! which brings a ready-made `core` for the target, or rustup's nightly with its sources. The
+//! hard part is the flags: an inherited CARGO_ENCODED_RUSTFLAGS replaces ours and silently costs
+//! the BTF, so ours are set in that very variable, and an object without BTF is refused.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use sha2::{Digest, Sha256};
+
+use crate::{setup, shell};
+
+#[derive(Debug, Parser)]
+pub(crate) struct Options {}
+
+const TARGET: &str = "bpfel-unknown-none";
+
+impl Options {
+    pub(crate) fn run(self) -> Result<()> {
+        let object = build()?;
+        println!("{}", object.display());
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Toolchain {
+    /// Debian's rustc with `libstd-rust-web-dev-bpf`.
+    Debian,
+    /// rustup's nightly, which builds `core` itself.
+    Nightly,
+}
+
+impl Toolchain {
+    pub(crate) fn find() -> Option<Self> {
+        if Path::new("/usr/bin/rustc").exists()
+            && Path::new("/usr/lib/rustlib")
+                .join(TARGET)
+                .join("lib")
+                .exists()
+        {
+            return Some(Self::Debian);
+        }
+        let sysroot = Command::new("rustup")
+            .args(["run", "nightly", "rustc", "--print", "sysroot"])
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
+        let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout).ok()?.trim());
+        sysroot
+            .join("lib/rustlib/src/rust/library/core")
+            .exists()
+            .then_some(Self::Nightly)
+    }
+
+    fn cargo(self) -> Command {
+        let mut command = match self {
+            Self::Debian => {
+                let mut command = shell::cargo();
+                command
+                    .env("RUSTC", "/usr/bin/rustc")
+                    .env("RUSTC_BOOTSTRAP", "1");
+                command.arg("build");
+                command
+            }
+            Self::Nightly => {
+                let mut command = Command::new("rustup");
+                command
+                    .current_dir(shell::root())
+                    .env_remove("RUSTC")
+                    .env_remove("CARGO")
+                    .env_remove("RUSTUP_TOOLCHAIN")
+                    .args(["run", "nightly", "cargo", "build", "-Zbuild-std=core"]);
+                command
+            }
+        };
+        let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"];
+        command
+            .env_remove("RUSTFLAGS")
+            .env_remove("RUSTC_WRAPPER")
+            .env_remove("RUSTC_WORKSPACE_WRAPPER")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        command
+    }
+}
+
+/// Builds the object and leaves it, with the hash of its sources, where mesh-agent's build script
+/// looks for it.
+pub(crate) fn build() -> Result<PathBuf> {
+    setup::prepare(setup::Purpose::BuildEbpf)?;
+    let toolchain = Toolchain::find().context("find a Rust toolchain for BPF")?;
+    let root = shell::root();
+    let folder = shell::target_dir().join("ebpf");
+    let sources = hash_of_sources(root)?;
+    shell::run(
+        toolchain
+            .cargo()
+            .args([
+                "--release",
+                "--locked",
+                "--manifest-path",
+                "mesh-ebpf/Cargo.toml",
+            ])
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(&folder),
+    )?;
+    let built = folder.join(TARGET).join("release/mesh-ebpf");
+    let bytes = std::fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    let sections = section_names(&bytes).context("the linker's output is no 64-bit ELF object")?;
+    for wanted in [".BTF", ".BTF.ext", "license"] {
+        if !sections.iter().any(|name| name == wanted) {
+            bail!(
+                "the object has no section {wanted}: it was linked without `--btf`, or flags were inherited"
+            );
+        }
+    }
+    let object = folder.join("mesh-ebpf.o");
+    place(&object, &bytes)?;
+    place(&folder.join("mesh-ebpf.o.sha256"), sources.as_bytes())?;
+    Ok(object)
+}
+
+/// Leaves a file that stands already as it is, so that nothing that depends on it is built anew.
+fn place(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+/// SHA-256 over all sources of the object, sorted by path: the path relative to the checkout,
+/// NUL, the bytes. mesh-agent's build script computes the same.
+fn hash_of_sources(root: &Path) -> Result<String> {
+    let mut files = vec![
+        "mesh-ebpf/Cargo.toml".to_owned(),
+        "mesh-ebpf/Cargo.lock".to_owned(),
+        "mesh-common/Cargo.toml".to_owned(),
+    ];
+    for folder in ["mesh-ebpf/src", "mesh-common/src"] {
+        files_below(root, folder, &mut files)?;
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in &files {
+        hash.update(file.as_bytes());
+        hash.update([0]);
+        hash.update(std::fs::read(root.join(file)).with_context(|| format!("read {file}"))?);
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+fn files_below(root: &Path, folder: &str, files: &mut Vec<String>) -> Result<()> {
+    let entries = std::fs::read_dir(root.join(folder)).with_context(|| format!("list {folder}"))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {folder}"))?;
+        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files_below(root, &path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Section names of a little-endian 64-bit ELF file (System V ABI, chapter 4).
+fn section_names(elf: &[u8]) -> Option<Vec<String>> {
+    if elf.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let table = usize::try_from(number(elf, 0x28, 8)?).ok()?;
+    let entry_size = usize::try_from(number(elf, 0x3a, 2)?).ok()?;
+    let count = usize::try_from(number(elf, 0x3c, 2)?).ok()?;
+    let names = usize::try_from(number(elf, 0x3e, 2)?).ok()?;
+    let header = |index: usize| table.checked_add(index.checked_mul(entry_size)?);
+    let strings = usize::try_from(number(elf, header(names)?.checked_add(0x18)?, 8)?).ok()?;
+    (0..count)
+        .map(|index| {
+            let offset = usize::try_from(number(elf, header(index)?, 4)?).ok()?;
+            let name = elf.get(strings.checked_add(offset)?..)?;
+            let end = name.iter().position(|byte| *byte == 0)?;
+            Some(String::from_utf8_lossy(&name[..end]).into_owned())
+        })
+        .collect()
+}
+
+fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at.checked_add(length)?)?;
+    Some(
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sections_of_an_object_are_found_by_name() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let sections = section_names(&own).unwrap();
+        assert!(sections.iter().any(|name| name == ".text"), "{sections:?}");
+    }
+
+    #[test]
+    fn what_is_no_elf_file_has_no_sections() {
+        assert_eq!(section_names(b""), None);
+        assert_eq!(section_names(b"\x7fELF\x02\x01 and then nothing"), None);
+    }
+
+    #[test]
+    fn the_hash_changes_with_a_byte_and_with_a_name() {
+        let folder = std::env::temp_dir().join(format!("xtask-hash-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = folder.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for file in [
+            "mesh-ebpf/Cargo.toml",
+            "mesh-ebpf/Cargo.lock",
+            "mesh-common/Cargo.toml",
+        ] {
+            write(file, "");
+        }
+        write("mesh-ebpf/src/main.rs", "a");
+        write("mesh-common/src/lib.rs", "b");
+        let first = hash_of_sources(&folder).unwrap();
+        write("mesh-common/src/lib.rs", "c");
+        let second = hash_of_sources(&folder).unwrap();
+        write("mesh-common/src/sub/x.rs", "");
+        let third = hash_of_sources(&folder).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(first != second && second != third && first != third);
+    }
+}
