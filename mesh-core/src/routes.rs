@@ -1,1 +1,266 @@
-//! Addresses, routes and rules of the mesh device.
+//! The mesh's interface in the host's routing: addresses, routes, and the rules that rank them.
+//!
+//! Hard about it is to be a guest in somebody's routing. Three things must hold:
+//!
+//! - *Encrypted packets never enter the mesh.* A subnet route may cover the very endpoint that it
+//!   is reached through. They carry [`FWMARK`], and every rule of ours skips marked packets, so
+//!   they are routed as if we were not there (wg-quick does the same for its default route).
+//! - *The host's own networks win where they are more specific, and on a tie.* Its LAN stays
+//!   reachable when a peer advertises the same prefix, and an underlay that itself uses
+//!   100.64.0.0/10 keeps its gateway and its resolver. Tailscale puts its table 52 in front of the
+//!   main one and loses them; wg-quick looks the main table up first without its default route
+//!   (`suppress_prefixlength 0`), and loses a mesh route to any wider static one.
+//! - *Ours win where they are more specific.* The main table would rank by itself, but marked
+//!   packets could not skip our routes there. So they stand in a table of their own, and the rules
+//!   ask both tables in turn, once for each prefix length that we route, the longest first:
+//!   together they are one longest-prefix match. A mesh has one to three lengths a family.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::health::{Condition, Severity};
+
+/// The mark of encrypted packets, a byte of the mark that Tailscale (0x80000/0xff0000) compares as
+/// well and Kubernetes (0x4000, 0x8000) and Cilium (0x0f00) leave alone.
+pub const FWMARK: u32 = 0x004d_0000;
+/// The part of a packet's mark that is compared with [`FWMARK`].
+pub const FWMARK_MASK: u32 = 0x00ff_0000;
+/// The table of our routes. Below 256 lie the numbers that people give by hand.
+pub const TABLE: u32 = 7700;
+/// `RT_TABLE_MAIN`.
+pub const TABLE_MAIN: u32 = 254;
+/// Our first rule, in front of the main table's (32766) and of Tailscale's (5210).
+pub const FIRST_PRIORITY: u32 = 4900;
+/// The last of the room for our rules: two for each prefix length, of which IPv6 has 129.
+pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + 2 * 129 - 1;
+/// Marks routes and rules as ours (`rtm_protocol`): a number that /etc/iproute2/rt_protos leaves free.
+pub const PROTOCOL: u8 = 77;
+
+/// What should stand.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// Addresses of the interface, as host prefixes.
+    pub addresses: BTreeSet<IpNet>,
+    pub mtu: u32,
+    pub up: bool,
+    /// Prefixes that go into the mesh: its pools and the peers' subnet routes.
+    pub routes: BTreeSet<IpNet>,
+    /// The table that holds them; [`TABLE`] unless two meshes share a host.
+    pub table: u32,
+}
+
+/// What stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Status {
+    /// Link-local addresses left out.
+    pub addresses: BTreeSet<IpNet>,
+    pub mtu: u32,
+    pub up: bool,
+    /// Routes of our table, through our interface.
+    pub routes: BTreeSet<IpNet>,
+    /// Rules of ours, whatever they say.
+    pub rules: BTreeSet<Rule>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// "Packets without our mark: look `table` up, but take nothing as wide as `suppress`."
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Rule {
+    pub family: Family,
+    pub priority: u32,
+    pub table: u32,
+    /// Results with this prefix length or a shorter one do not count; `None` takes all.
+    pub suppress: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    SetMtu(u32),
+    SetUp(bool),
+    AddAddress(IpNet),
+    RemoveAddress(IpNet),
+    AddRoute(IpNet),
+    RemoveRoute(IpNet),
+    AddRule(Rule),
+    RemoveRule(Rule),
+}
+
+/// The steps from `status` to `config`, none if it is there.
+///
+/// Rules go before and come after the routes that they point at, and routes need an interface that
+/// is up; taking it down makes the kernel drop its routes, which is not left to chance.
+pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
+    let routes: BTreeSet<IpNet> = match config.up {
+        true => config.routes.iter().map(IpNet::trunc).collect(),
+        false => BTreeSet::new(),
+    };
+    let rules = rules(&routes, config.table);
+    // A link that is down holds no routes, whatever was observed a moment ago.
+    let no_routes = BTreeSet::new();
+    let held = if status.up {
+        &status.routes
+    } else {
+        &no_routes
+    };
+
+    let mut ops = Vec::new();
+    ops.extend(
+        status
+            .rules
+            .difference(&rules)
+            .map(|rule| Op::RemoveRule(*rule)),
+    );
+    ops.extend(held.difference(&routes).map(|net| Op::RemoveRoute(*net)));
+    if status.up && !config.up {
+        ops.push(Op::SetUp(false));
+    }
+    ops.extend(
+        status
+            .addresses
+            .difference(&config.addresses)
+            .map(|net| Op::RemoveAddress(*net)),
+    );
+    if config.mtu != status.mtu {
+        ops.push(Op::SetMtu(config.mtu));
+    }
+    ops.extend(
+        config
+            .addresses
+            .difference(&status.addresses)
+            .map(|net| Op::AddAddress(*net)),
+    );
+    if config.up && !status.up {
+        ops.push(Op::SetUp(true));
+    }
+    ops.extend(routes.difference(held).map(|net| Op::AddRoute(*net)));
+    ops.extend(
+        rules
+            .difference(&status.rules)
+            .map(|rule| Op::AddRule(*rule)),
+    );
+    ops
+}
+
+/// The rules that make one longest-prefix match of the main table and ours.
+fn rules(routes: &BTreeSet<IpNet>, table: u32) -> BTreeSet<Rule> {
+    let mut rules = BTreeSet::new();
+    for family in [Family::V4, Family::V6] {
+        let lengths: BTreeSet<u8> = routes
+            .iter()
+            .filter(|net| family_of(net) == family)
+            .map(IpNet::prefix_len)
+            .collect();
+        let mut priority = FIRST_PRIORITY;
+        for length in lengths.into_iter().rev() {
+            // Everything at least as long as `length` counts. A default route is the exception:
+            // the host's own would win the tie and nothing would ever take ours.
+            let wider = u32::from(length).checked_sub(1);
+            let main = wider.or(Some(0));
+            for (table, suppress) in [(TABLE_MAIN, main), (table, wider)] {
+                rules.insert(Rule {
+                    family,
+                    priority,
+                    table,
+                    suppress,
+                });
+                priority += 1;
+            }
+        }
+    }
+    rules
+}
+
+fn family_of(net: &IpNet) -> Family {
+    match net {
+        IpNet::V4(_) => Family::V4,
+        IpNet::V6(_) => Family::V6,
+    }
+}
+
+/// A prefix that some interface of the host other than ours is connected to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LocalPrefix {
+    pub interface: String,
+    /// The interface's address with its prefix length.
+    pub net: IpNet,
+}
+
+/// The name under which [`overlap`] stands among the health conditions.
+pub const POOL_OVERLAP: &str = "PoolOverlap";
+
+/// Where the host's own networks and the mesh's prefixes claim the same addresses.
+///
+/// The host's more specific network wins, so every node whose address lies in it is out of reach;
+/// that is bearable for a /24 of the pool, and an error for all of it.
+pub fn overlap(local: &BTreeSet<LocalPrefix>, pools: &BTreeSet<IpNet>) -> Option<Condition> {
+    let (local, pool) = local
+        .iter()
+        .flat_map(|local| pools.iter().map(move |pool| (local, pool)))
+        .filter(|(local, pool)| pool.contains(&local.net.trunc()) || local.net.contains(*pool))
+        .min_by_key(|(local, _)| local.net.prefix_len())?;
+    let severity = if local.net.prefix_len() == pool.prefix_len() {
+        Severity::Error
+    } else {
+        Severity::Warning
+    };
+    Some(Condition {
+        severity,
+        text: Overlap { local, pool }.to_string(),
+        next_step: "give the mesh another pool, or renumber the local network",
+    })
+}
+
+struct Overlap<'a> {
+    local: &'a LocalPrefix,
+    pool: &'a IpNet,
+}
+
+impl fmt::Display for Overlap<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (interface, net) = (&self.local.interface, self.local.net.trunc());
+        let (theirs, ours) = (self.local.net.prefix_len(), self.pool.prefix_len());
+        write!(
+            f,
+            "{net} on {interface} overlaps the mesh's {}: ",
+            self.pool
+        )?;
+        if theirs >= ours {
+            write!(f, "nodes with an address in {net} are out of reach")
+        } else {
+            let pool = self.pool;
+            write!(f, "local hosts with an address in {pool} are out of reach")
+        }
+    }
+}
+
+/// Whether an address can be an endpoint that peers reach us at.
+///
+/// Loopback, link-local, multicast and unspecified addresses mean something else on every host.
+pub fn is_reportable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_multicast()
+                || v4.is_broadcast())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_unspecified()
+                || v6.is_multicast())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
