@@ -181,7 +181,7 @@ const PACKAGES: &[Package] = &[
         "/usr/bin/qemu-system-x86_64",
         Purpose::Test,
     ),
-    package("cpio", "/usr/bin/cpio", Purpose::Test),
+    package("procps", "/usr/bin/pgrep", Purpose::Test),
     package("kmod", "/sbin/modprobe", Purpose::Test),
     package("xz-utils", "/usr/bin/xz", Purpose::Test),
     package("zstd", "/usr/bin/zstd", Purpose::Test),
