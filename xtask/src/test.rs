@@ -20,7 +20,7 @@ pub(crate) struct Options {
     ring: Option<Ring>,
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Debian kernels that the vm ring boots, by version; both by default.
+    /// Series of Debian's kernels for the vm ring, as often as wanted; 6.1 and 6.12 otherwise.
     #[arg(long, value_name = "VERSION")]
     kernel: Vec<String>,
 }
@@ -134,11 +134,16 @@ impl Options {
         if let Some(filter) = &self.filter {
             command.arg(filter);
         }
-        if program.ring.is_some_and(Ring::needs_root) {
-            command.arg("--test-threads=1");
-        }
-        if !self.kernel.is_empty() {
-            command.env("MESH_VM_KERNELS", self.kernel.join(","));
+        match program.ring {
+            Some(Ring::Ebpf | Ring::Netns) => {
+                command.arg("--test-threads=1");
+            }
+            Some(Ring::Vm) => {
+                for kernel in &self.kernel {
+                    command.args(["--kernel", kernel]);
+                }
+            }
+            Some(Ring::Sim | Ring::Fuzz) | None => {}
         }
         watched(&mut command, &program.name)
     }

@@ -1,0 +1,8 @@
+//! Ring 3: real programs in network namespaces.
+//!
+//! Each scenario opens with its topology and is a laboratory of its own. Needs root and the
+//! release binaries: `cargo xtask test netns [FILTER]` sees to both.
+
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by a panic")]
+
+mod laboratory;
