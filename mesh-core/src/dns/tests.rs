@@ -1,3 +1,5 @@
+//! What the zone answers, question by question.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
