@@ -1,1 +1,46 @@
-//! The policy language: text to rules to identities to entries.
+//! Who may reach whom: from the text that an operator writes to the rows of one node's maps.
+//!
+//! ```text
+//! text ── Document::parse ──► Document ── check ──► good, or Problems with line and column
+//!                                │
+//!                 Subjects ──► compile ──► CompiledPolicy ── node(id) ──► identities, entries, rules
+//!                                               ├── peers(id), routes(viewer, router)
+//!                                               └── evaluate(src, dst, protocol, port)
+//! ```
+//! All pure. The language is that of Tailscale's policy file (HuJSON) and then some.
+//!
+//! What is hard: a rule speaks of people, roles and prefixes, a packet shows two addresses. Every
+//! address belongs to a *class*, the set of selectors that it satisfies; classes are what the
+//! kernel knows as identities, and rules are only ever multiplied out over the classes that a node
+//! can meet, never over addresses.
+
+mod bits;
+mod check;
+mod compile;
+mod entries;
+mod explain;
+mod hujson;
+mod identity;
+mod ipset;
+mod peers;
+mod ports;
+mod problem;
+mod resolve;
+mod selector;
+mod syntax;
+mod tests_block;
+
+pub use check::check;
+pub use compile::{CompiledPolicy, compile};
+pub use explain::Decision;
+pub use hujson::MAX_SIZE;
+pub use problem::{Problem, Problems, Span};
+pub use resolve::Subjects;
+pub use syntax::Document;
+
+/// A policy to start from, with every role that a small mesh has.
+pub const EXAMPLE: &str = include_str!("../../deploy/policy.example.hujson");
+
+/// What holds as long as nobody has set a policy: everybody may reach everybody.
+pub const ALLOW_ALL: &str =
+    "{\n\t\"grants\": [{\"src\": [\"*\"], \"dst\": [\"*\"], \"ip\": [\"*\"]}],\n}\n";

@@ -1,0 +1,175 @@
+//! Whether a well-formed policy makes sense: names are defined, selectors stand where they may.
+//!
+//! Most of it is the reference's list of refusals. A policy that is refused here changes nothing:
+//! the one that runs goes on running.
+
+use super::problem::{Complaints, Problems, Span, Spanned};
+use super::resolve::{Resolver, Subjects};
+use super::selector::{Autogroup, Selector};
+use super::syntax::{Clause, Document, Kind};
+use super::{compile, tests_block};
+use crate::node::Tag;
+
+/// Refuses what is undefined or makes no sense, and what the policy's own `tests` say is wrong.
+pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problems> {
+    let mut complaints = Complaints::default();
+    let resolver = Resolver::new(document, *subjects);
+    let names = Names { document, resolver };
+    for members in document.groups.values() {
+        for user in &members.value {
+            names.defined(user, &mut complaints);
+        }
+    }
+    for owners in document.tag_owners.values() {
+        for owner in &owners.value {
+            names.defined(owner, &mut complaints);
+        }
+    }
+    for clause in &document.clauses {
+        names.clause(clause, &mut complaints);
+    }
+    if complaints.is_empty() && !document.tests.is_empty() {
+        let compiled = compile(document, subjects, None);
+        tests_block::run(document, subjects, &compiled, &mut complaints);
+    }
+    complaints.settle(&document.text)
+}
+
+struct Names<'a> {
+    document: &'a Document,
+    resolver: Resolver<'a>,
+}
+
+impl Names<'_> {
+    /// That what a selector names exists in the text, and that a user is nobody else's namesake.
+    fn defined(&self, selector: &Spanned<Selector>, complaints: &mut Complaints) {
+        let document = self.document;
+        let message = match &selector.value {
+            Selector::Tag(tag) if !document.tag_owners.contains_key(tag) => {
+                format!("tag not found: \"{tag}\"; define it in \"tagOwners\"")
+            }
+            Selector::Group(name) if !document.groups.contains_key(name) => {
+                format!("group not defined in policy: {name:?}; define it in \"groups\"")
+            }
+            Selector::Host(name) if !document.hosts.contains_key(name) => {
+                format!("host not defined in policy: {name:?}; define it in \"hosts\"")
+            }
+            user @ Selector::User(name) if self.resolver.users(user).len() > 1 => {
+                format!("multiple users found for {name:?}; write the whole login")
+            }
+            Selector::IpSet(_) | Selector::Idp(_) | Selector::Autogroup(Autogroup::Role(_)) => {
+                format!(
+                    "{} uses a feature that is not yet supported",
+                    selector.value
+                )
+            }
+            _ => return,
+        };
+        complaints.add(selector.span, message);
+    }
+
+    fn clause(&self, clause: &Clause, complaints: &mut Complaints) {
+        for src in &clause.src {
+            if let Selector::Tag(tag) = &src.value
+                && !self.document.tag_owners.contains_key(tag)
+            {
+                let message = format!("src=tag not found: \"{tag}\"; define it in \"tagOwners\"");
+                complaints.add(src.span, message);
+            } else {
+                self.defined(src, complaints);
+            }
+            source(src, complaints);
+        }
+        for Spanned {
+            value: target,
+            span,
+        } in &clause.dst
+        {
+            let dst = Spanned {
+                value: target.selector.clone(),
+                span: *span,
+            };
+            if let Selector::Tag(tag) = &dst.value
+                && !self.document.tag_owners.contains_key(tag)
+            {
+                let message =
+                    format!("dst=\"{tag}\": tag not found: \"{tag}\"; define it in \"tagOwners\"");
+                complaints.add(dst.span, message);
+            } else {
+                self.defined(&dst, complaints);
+            }
+            destination(clause, &dst, complaints);
+        }
+        for via in &clause.via {
+            self.via(via, complaints);
+        }
+    }
+
+    fn via(&self, via: &Spanned<Tag>, complaints: &mut Complaints) {
+        if !self.document.tag_owners.contains_key(&via.value) {
+            let message = format!(
+                "tag \"{}\" not found; define it in \"tagOwners\"",
+                via.value
+            );
+            complaints.add(via.span, message);
+        }
+    }
+}
+
+fn source(src: &Spanned<Selector>, complaints: &mut Complaints) {
+    let Selector::Autogroup(autogroup) = &src.value else {
+        return;
+    };
+    match autogroup {
+        Autogroup::Own | Autogroup::Internet => complaints.add(
+            src.span,
+            format!("\"{}\" not valid on the src side of a rule", src.value),
+        ),
+        Autogroup::NonRoot => complaints.add(
+            src.span,
+            "autogroup not supported for ACL sources: autogroup:nonroot names logins of \"ssh\"",
+        ),
+        Autogroup::Member | Autogroup::Tagged | Autogroup::DangerAll | Autogroup::Role(_) => {}
+    }
+}
+
+fn destination(clause: &Clause, dst: &Spanned<Selector>, complaints: &mut Complaints) {
+    match &dst.value {
+        Selector::Autogroup(Autogroup::DangerAll) => {
+            complaints.add(dst.span, "cannot use autogroup:danger-all as a dst");
+        }
+        Selector::Autogroup(Autogroup::NonRoot) => complaints.add(
+            dst.span,
+            "autogroup not supported for ACL destinations: autogroup:nonroot names logins of \"ssh\"",
+        ),
+        Selector::Autogroup(Autogroup::Internet) if !clause.app.is_empty() => {
+            complaints.add(dst.span, "cannot use app grants with autogroup:internet");
+        }
+        Selector::Autogroup(Autogroup::Own) => own(clause, dst.span, complaints),
+        Selector::Prefix(net) if net.prefix_len() == 0 && clause.kind == Kind::Grant => {
+            complaints.add(
+                dst.span,
+                format!(
+                    "dst \"{net}\": to allow all IP addresses, use \"*\" or \"autogroup:internet\""
+                ),
+            );
+        }
+        _ => {}
+    }
+}
+
+/// `autogroup:self` asks whose node the source is, so the sources must be people.
+fn own(clause: &Clause, span: Span, complaints: &mut Complaints) {
+    let people = |src: &Spanned<Selector>| match &src.value {
+        Selector::User(_) | Selector::Domain(_) | Selector::Group(_) | Selector::Idp(_) => true,
+        Selector::Autogroup(Autogroup::Member | Autogroup::Role(_)) => true,
+        Selector::Any => clause.kind != Kind::Grant,
+        _ => false,
+    };
+    if !clause.src.iter().all(people) {
+        complaints.add(
+            span,
+            "autogroup:self can only be used with users, groups, or supported autogroups as src",
+        );
+    }
+}

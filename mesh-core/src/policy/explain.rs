@@ -1,0 +1,106 @@
+//! What the policy says of one flow, and which rule says it.
+//!
+//! Answers people and the policy's own tests. Packets are judged from the compiled entries, and
+//! the tests hold the two against each other.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::compile::CompiledPolicy;
+use crate::RuleId;
+use crate::netmap::Action;
+use crate::node::NodeId;
+
+/// The policy's word on a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    pub action: Action,
+    /// `None` where no rule speaks of the flow: denied by default.
+    pub rule: Option<RuleId>,
+}
+
+impl Decision {
+    const DEFAULT: Self = Self {
+        action: Action::Deny,
+        rule: None,
+    };
+
+    pub fn is_accept(&self) -> bool {
+        self.action == Action::Accept
+    }
+}
+
+impl CompiledPolicy {
+    /// May `src` open a flow to `dst`? For ICMP the port is the message type. The receiver is the
+    /// node that has `dst`, or the router that the sender was given for it.
+    pub fn evaluate(&self, src: IpAddr, dst: IpAddr, protocol: u8, port: u16) -> Decision {
+        match self.receiver(src, dst) {
+            Some(receiver) => self.evaluate_at(receiver, src, dst, protocol, port),
+            None => Decision::DEFAULT,
+        }
+    }
+
+    /// The same at a given receiver: a prefix may lie behind several routers.
+    pub fn evaluate_at(
+        &self,
+        receiver: NodeId,
+        src: IpAddr,
+        dst: IpAddr,
+        protocol: u8,
+        port: u16,
+    ) -> Decision {
+        let Some(me) = self.nodes.get(&receiver) else {
+            return Decision::DEFAULT;
+        };
+        let local = longest(me.places(), dst);
+        let remote = longest(me.places().chain(self.remote_places(receiver)), src);
+        let (Some(local), Some(remote)) = (local, remote) else {
+            return Decision::DEFAULT;
+        };
+        self.answers(&self.classes[remote], &self.classes[local])
+            .into_iter()
+            .find(|answer| answer.protocol == protocol && answer.ports.contains(port))
+            .map_or(Decision::DEFAULT, |answer| Decision {
+                action: answer.action,
+                rule: Some(self.rules[answer.rule].0),
+            })
+    }
+
+    /// The node whose own address this is.
+    pub fn owner(&self, address: IpAddr) -> Option<NodeId> {
+        self.addresses.get(&IpNet::from(address)).copied()
+    }
+
+    /// Where a packet of `src` for `dst` ends up in the mesh.
+    fn receiver(&self, src: IpAddr, dst: IpAddr) -> Option<NodeId> {
+        if let Some(owner) = self.owner(dst) {
+            return Some(owner);
+        }
+        let sender = self.owner(src).or_else(|| self.router(src))?;
+        let peers = self.peers(sender).into_iter();
+        let routed = peers.flat_map(|peer| {
+            let routes = self.routes(sender, peer);
+            routes.into_iter().map(move |route| (route, peer))
+        });
+        longest(routed, dst)
+    }
+
+    /// The first router of the subnet that an address lies in.
+    fn router(&self, address: IpAddr) -> Option<NodeId> {
+        let routes = self
+            .nodes
+            .iter()
+            .rev()
+            .flat_map(|(id, placed)| placed.routes.keys().map(|route| (*route, *id)));
+        longest(routes, address)
+    }
+}
+
+/// What stands beside the longest prefix that holds the address; the last of equals.
+fn longest<T>(places: impl Iterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
+    places
+        .filter(|(net, _)| net.contains(&address))
+        .max_by_key(|(net, _)| net.prefix_len())
+        .map(|(_, found)| found)
+}

@@ -1,0 +1,208 @@
+//! Sets of IP addresses: union, difference, and the prefixes that say the same.
+//!
+//! Kept as sorted, disjoint, never adjoining ranges, so that two equal sets are equal values.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct IpSet {
+    v4: Ranges,
+    v6: Ranges,
+}
+
+impl IpSet {
+    pub(super) fn insert(&mut self, net: IpNet) {
+        let (first, last) = bounds(net);
+        self.family_mut(net).insert(first, last);
+    }
+
+    pub(super) fn remove(&mut self, net: IpNet) {
+        let (first, last) = bounds(net);
+        self.family_mut(net).remove(first, last);
+    }
+
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.contains_net(address.into())
+    }
+
+    /// The whole of `net`.
+    pub(super) fn contains_net(&self, net: IpNet) -> bool {
+        let (first, last) = bounds(net);
+        self.family(net).contains(first, last)
+    }
+
+    /// The fewest prefixes that make up the set, ascending, IPv4 first.
+    pub(super) fn prefixes(&self) -> Vec<IpNet> {
+        let v4 = self.v4.prefixes(32).into_iter().map(|(first, len)| {
+            let address = Ipv4Addr::from(u32::try_from(first).unwrap_or(u32::MAX));
+            IpNet::V4(Ipv4Net::new_assert(address, len))
+        });
+        let v6 = self
+            .v6
+            .prefixes(128)
+            .into_iter()
+            .map(|(first, len)| IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from(first), len)));
+        v4.chain(v6).collect()
+    }
+
+    fn family(&self, net: IpNet) -> &Ranges {
+        match net {
+            IpNet::V4(_) => &self.v4,
+            IpNet::V6(_) => &self.v6,
+        }
+    }
+
+    fn family_mut(&mut self, net: IpNet) -> &mut Ranges {
+        match net {
+            IpNet::V4(_) => &mut self.v4,
+            IpNet::V6(_) => &mut self.v6,
+        }
+    }
+}
+
+impl FromIterator<IpNet> for IpSet {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
+        let mut set = Self::default();
+        for net in nets {
+            set.insert(net);
+        }
+        set
+    }
+}
+
+/// First and last address of a prefix, as numbers.
+pub(super) fn bounds(net: IpNet) -> (u128, u128) {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    (number(net.network()), number(net.broadcast()))
+}
+
+/// Sorted, disjoint, with a gap between neighbours; both ends included.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+struct Ranges(Vec<(u128, u128)>);
+
+impl Ranges {
+    fn insert(&mut self, first: u128, last: u128) {
+        let from = self
+            .0
+            .partition_point(|&(_, end)| end.saturating_add(1) < first);
+        let to = self
+            .0
+            .partition_point(|&(start, _)| start <= last.saturating_add(1));
+        let merged = self.0[from..to]
+            .iter()
+            .fold((first, last), |(a, b), &(start, end)| {
+                (a.min(start), b.max(end))
+            });
+        self.0.splice(from..to, [merged]);
+    }
+
+    fn remove(&mut self, first: u128, last: u128) {
+        let from = self.0.partition_point(|&(_, end)| end < first);
+        let to = self.0.partition_point(|&(start, _)| start <= last);
+        let mut kept = Vec::new();
+        for &(start, end) in &self.0[from..to] {
+            if start < first {
+                kept.push((start, first - 1));
+            }
+            if end > last {
+                kept.push((last + 1, end));
+            }
+        }
+        self.0.splice(from..to, kept);
+    }
+
+    fn contains(&self, first: u128, last: u128) -> bool {
+        let at = self.0.partition_point(|&(_, end)| end < first);
+        self.0
+            .get(at)
+            .is_some_and(|&(start, end)| start <= first && last <= end)
+    }
+
+    fn prefixes(&self, bits: u8) -> Vec<(u128, u8)> {
+        let mut prefixes = Vec::new();
+        for &(start, end) in &self.0 {
+            let mut at = start;
+            loop {
+                // The largest block that starts here and does not pass the end.
+                let aligned = at.trailing_zeros().min(u32::from(bits));
+                let size = (0..=aligned)
+                    .rev()
+                    .find(|&size| block_end(at, size) <= end)
+                    .unwrap_or(0);
+                prefixes.push((at, bits - u8::try_from(size).unwrap_or(bits)));
+                match block_end(at, size).checked_add(1) {
+                    Some(next) if next <= end => at = next,
+                    _ => break,
+                }
+            }
+        }
+        prefixes
+    }
+}
+
+/// Last number of the block of 2^`size` that starts at `at`.
+fn block_end(at: u128, size: u32) -> u128 {
+    at | 1_u128
+        .checked_shl(size)
+        .map_or(u128::MAX, |block| block - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(nets: &[&str]) -> IpSet {
+        nets.iter()
+            .map(|net| net.parse::<IpNet>().unwrap())
+            .collect()
+    }
+
+    fn shown(set: &IpSet) -> Vec<String> {
+        set.prefixes().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn neighbours_become_one_and_holes_are_cut() {
+        assert_eq!(shown(&set(&["10.0.0.0/9", "10.128.0.0/9"])), ["10.0.0.0/8"]);
+        let mut pool = set(&["100.64.0.0/10", "fd00::/8"]);
+        pool.remove("100.115.92.0/23".parse().unwrap());
+        assert!(!pool.contains("100.115.93.9".parse().unwrap()));
+        assert!(pool.contains("100.115.94.0".parse().unwrap()));
+        pool.insert("100.115.92.0/23".parse().unwrap());
+        assert_eq!(shown(&pool), ["100.64.0.0/10", "fd00::/8"]);
+        assert_eq!(shown(&set(&["0.0.0.0/0", "::/0"])), ["0.0.0.0/0", "::/0"]);
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        (any::<[u8; 4]>(), 24_u8..=32).prop_map(|([.., c, d], len)| {
+            IpNet::new([10, 0, c % 2, d].into(), len).unwrap().trunc()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_holds_what_was_put_in_and_not_taken_out(
+            steps in prop::collection::vec((any::<bool>(), prefix()), 0..12),
+            probe in any::<u16>(),
+        ) {
+            let mut set = IpSet::default();
+            let address: IpAddr = [10, 0, (probe >> 8) as u8 % 2, probe as u8].into();
+            let mut held = false;
+            for (insert, net) in steps {
+                if insert { set.insert(net) } else { set.remove(net) }
+                if net.contains(&address) { held = insert; }
+            }
+            prop_assert_eq!(set.contains(address), held);
+            let prefixes = set.prefixes();
+            prop_assert_eq!(prefixes.iter().filter(|net| net.contains(&address)).count(), usize::from(held));
+            prop_assert_eq!(prefixes.into_iter().collect::<IpSet>(), set);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Runs a policy's own `tests` against what it compiles to.
+//!
+//! A source must reach with *all* its addresses, or with none; an address has no say about
+//! destinations of the other family. Whoever resolves to nobody fails: a test that checks nothing
+//! would be worse than none.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::compile::CompiledPolicy;
+use super::ports::{self, DEFAULT_PROTOCOLS, Protocol};
+use super::problem::{Complaints, Spanned};
+use super::resolve::{Extent, Resolver, Subjects};
+use super::selector::{self, Autogroup, Selector};
+use super::syntax::{Document, Test};
+use crate::netmap::Action;
+
+pub(super) fn run(
+    document: &Document,
+    subjects: &Subjects<'_>,
+    compiled: &CompiledPolicy,
+    complaints: &mut Complaints,
+) {
+    let runner = Runner {
+        document,
+        resolver: Resolver::new(document, *subjects),
+        subjects: *subjects,
+        compiled,
+    };
+    for test in &document.tests {
+        runner.test(test, complaints);
+    }
+}
+
+struct Runner<'a> {
+    document: &'a Document,
+    resolver: Resolver<'a>,
+    subjects: Subjects<'a>,
+    compiled: &'a CompiledPolicy,
+}
+
+impl Runner<'_> {
+    fn test(&self, test: &Test, complaints: &mut Complaints) {
+        if test.accept.is_empty() && test.deny.is_empty() {
+            complaints.add(
+                test.span,
+                "test(s) failed: this test asks nothing; give it \"accept\" or \"deny\"",
+            );
+        }
+        let src = Selector::parse(&test.src.value).and_then(|src| match self.addresses(&src) {
+            addresses if addresses.is_empty() => {
+                Err(format!("{:?} resolves to no address", test.src.value))
+            }
+            addresses => Ok(addresses),
+        });
+        let src = match src {
+            Ok(src) => src,
+            Err(error) => {
+                complaints.add(test.src.span, format!("test(s) failed: src: {error}"));
+                return;
+            }
+        };
+        let expected = [(&test.accept, Action::Accept), (&test.deny, Action::Deny)];
+        for (destinations, action) in expected {
+            for dst in destinations {
+                if let Err(error) = self.expect(&src, dst, test.protocol, action) {
+                    let message = format!("test(s) failed: {} -> {error}", test.src.value);
+                    complaints.add(dst.span, message);
+                }
+            }
+        }
+    }
+
+    fn expect(
+        &self,
+        src: &[IpAddr],
+        dst: &Spanned<String>,
+        protocol: Protocol,
+        action: Action,
+    ) -> Result<(), String> {
+        let text = &dst.value;
+        let (selector, ports) = selector::parse_destination(text)?;
+        let port = ports
+            .single()
+            .ok_or_else(|| format!("{text}: a test asks about one port"))?;
+        // A CIDR is refused even where it holds one address only, as the hosted service does.
+        let slash = text.contains('/');
+        let several = match &selector {
+            Selector::Any | Selector::Autogroup(Autogroup::Internet | Autogroup::Own) => true,
+            Selector::Prefix(_) => slash,
+            Selector::Host(name) => self
+                .document
+                .hosts
+                .get(name)
+                .is_some_and(|host| host.value.prefix_len() < host.value.max_prefix_len()),
+            _ => false,
+        };
+        if several {
+            return Err(format!("{text}: a test asks about one host, not a range"));
+        }
+        let dst = self.addresses(&selector);
+        if dst.is_empty() {
+            return Err(format!("{text}: resolves to no address"));
+        }
+        let pairs: Vec<(IpAddr, IpAddr)> = src
+            .iter()
+            .flat_map(|&src| dst.iter().map(move |&dst| (src, dst)))
+            .filter(|(src, dst)| src.is_ipv4() == dst.is_ipv4())
+            .collect();
+        if pairs.is_empty() {
+            return Err(format!("{text}: shares no address family with the source"));
+        }
+        for (src, dst) in pairs {
+            let reached = self.reaches(src, dst, protocol, port);
+            if reached != (action == Action::Accept) {
+                let words = if reached {
+                    "is accepted"
+                } else {
+                    "is not accepted"
+                };
+                return Err(format!("{text}: {src} -> {dst} {words}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Without a protocol, any of the four defaults will do.
+    fn reaches(&self, src: IpAddr, dst: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let tried = protocol.map_or_else(|| DEFAULT_PROTOCOLS.to_vec(), |protocol| vec![protocol]);
+        let answers = self.compiled.answers_between(&self.subjects, src, dst);
+        tried
+            .into_iter()
+            .filter(|&protocol| ports::has_ports(Some(protocol)))
+            .any(|protocol| {
+                answers.iter().any(|answer| {
+                    answer.protocol == protocol
+                        && answer.ports.contains(port)
+                        && answer.action == Action::Accept
+                })
+            })
+    }
+
+    /// The nodes' addresses that a selector means; of a literal, its own.
+    fn addresses(&self, selector: &Selector) -> Vec<IpAddr> {
+        match self.resolver.extent(selector) {
+            Extent::Addresses(set)
+                if matches!(selector, Selector::Prefix(_) | Selector::Host(_)) =>
+            {
+                set.prefixes().iter().map(IpNet::addr).collect()
+            }
+            extent => {
+                let nodes = self.subjects.nodes.values().filter(|node| !node.expired);
+                nodes
+                    .flat_map(|node| {
+                        let meant = |address: &IpAddr| match &extent {
+                            Extent::Addresses(set) => set.contains(*address),
+                            by_owner => by_owner.owns(node),
+                        };
+                        node.addresses.each().into_iter().filter(meant)
+                    })
+                    .collect()
+            }
+        }
+    }
+}
