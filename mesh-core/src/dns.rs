@@ -121,6 +121,11 @@ impl Zone {
         })
     }
 
+    /// Whether `address` belongs to the mesh, this node's own included.
+    pub fn is_mesh(&self, address: IpAddr) -> bool {
+        self.pools.contains(address) || self.own.contains(address)
+    }
+
     /// Decides one query. Never panics, whatever the message holds.
     pub fn answer(&self, request: &Message) -> Answer {
         if request.metadata.message_type == MessageType::Response {

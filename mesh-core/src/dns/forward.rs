@@ -31,6 +31,12 @@ pub enum Rejected {
     OtherCase,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    AsSent,
+    Any,
+}
+
 impl Outgoing {
     /// `id` and `cases` are the caller's randomness.
     pub fn new(query: &[u8], id: u16, cases: [u8; 32]) -> Result<Self, Malformed> {
@@ -58,6 +64,21 @@ impl Outgoing {
     /// The answer as the asker must see it, with its own number and spelling, in at most `limit`
     /// octets: an answer that is longer is cut behind the question and marked as truncated.
     pub fn accept(&self, answer: &[u8], limit: u16) -> Result<Vec<u8>, Rejected> {
+        self.accept_spelt(answer, limit, Spelling::AsSent)
+    }
+
+    /// As [`accept`](Self::accept), where the transport itself keeps forgers out, so that the
+    /// spelling need not: some servers answer in lower case whatever they are asked.
+    pub fn accept_any_case(&self, answer: &[u8], limit: u16) -> Result<Vec<u8>, Rejected> {
+        self.accept_spelt(answer, limit, Spelling::Any)
+    }
+
+    fn accept_spelt(
+        &self,
+        answer: &[u8],
+        limit: u16,
+        spelling: Spelling,
+    ) -> Result<Vec<u8>, Rejected> {
         let header = answer.first_chunk::<HEADER>().ok_or(Rejected::Malformed)?;
         let is_response = header[2] & 0x80 != 0;
         let opcode = header[2] & 0x78;
@@ -78,7 +99,7 @@ impl Outgoing {
                 if !echoed.eq_ignore_ascii_case(question) {
                     return Err(Rejected::NotOurs);
                 }
-                if echoed != question {
+                if spelling == Spelling::AsSent && echoed != question {
                     return Err(Rejected::OtherCase);
                 }
                 answer.to_vec()
@@ -99,6 +120,11 @@ impl Outgoing {
         reply[HEADER..self.question_end].copy_from_slice(&self.asked[HEADER..self.question_end]);
         Ok(reply)
     }
+}
+
+/// The one question of a query: name, type and class as they were written.
+pub fn question(query: &[u8]) -> Option<&[u8]> {
+    query.get(HEADER..question_end(query)?)
 }
 
 /// Where the question of a query ends. Its name stands first in the message, so there is nothing
@@ -185,6 +211,14 @@ mod tests {
             &upstream(|m| m.queries[0].name = m.queries[0].name.to_lowercase()),
             Rejected::OtherCase,
         );
+    }
+
+    #[test]
+    fn a_server_without_cases_is_believed_where_the_transport_is() {
+        let lower = upstream(|m| m.queries[0].name = m.queries[0].name.to_lowercase());
+        let reply = outgoing().accept_any_case(&lower, 512).unwrap();
+        let reply = Message::from_vec(&reply).unwrap();
+        assert_eq!(reply.queries[0].name.to_ascii(), "wWw.Example.org.");
     }
 
     #[test]

@@ -1,0 +1,534 @@
+//! The host's resolver configuration, as root changes it and puts it back.
+//!
+//! Put back means: the same file, with its bytes, mode, owner, times and links, whatever killed us
+//! in between. So the host's file is not copied but kept: it gets a second name beside it (a hard
+//! link, to the symlink itself where it is one), ours is renamed over the first, and to restore is
+//! to rename the second name back. Where nothing can be renamed onto the file, as onto a bind
+//! mount in a container, the file stays and only its bytes change and return.
+//!
+//! A record on disk says what was done before it is done. A file that is no longer ours when we
+//! come to restore belongs to whoever wrote it since, and stays.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use super::protocol::{Mode, Report, Setting, ZoneName};
+use super::resolv_conf::{MARKER, RESOLVED_STUB, ResolvConf};
+
+/// What systemd-resolved asks itself, for programs that want to go round its stub.
+const RESOLVED_UPSTREAMS: &str = "/run/systemd/resolve/resolv.conf";
+const RESOLVECTL: &str = "/usr/bin/resolvectl";
+const RESOLVCONF: [&str; 2] = ["/sbin/resolvconf", "/usr/sbin/resolvconf"];
+/// Debian's resolvconf takes its order of sources from here; openresolv has no such file.
+const INTERFACE_ORDER: &str = "/etc/resolvconf/interface-order";
+
+/// The host's resolver. Every method may be called at any time and any number of times.
+#[derive(Clone, Debug)]
+pub struct Host {
+    resolv_conf: PathBuf,
+    state: PathBuf,
+}
+
+/// What was done, and so what is to be undone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Record {
+    Resolved {
+        interface: String,
+    },
+    Resolvconf {
+        source: String,
+    },
+    /// The host's file waits under its second name.
+    Replaced,
+    /// There was no file.
+    Created,
+    /// The host's bytes wait in the state folder.
+    InPlace,
+}
+
+impl Host {
+    /// `state` is a folder of root's own that outlives a reboot, as `/etc` does.
+    pub fn new(resolv_conf: &Path, state: &Path) -> Self {
+        Self {
+            resolv_conf: resolv_conf.to_owned(),
+            state: state.to_owned(),
+        }
+    }
+
+    /// Makes the host ask `setting.servers`.
+    pub fn set(&self, setting: &Setting) -> anyhow::Result<Report> {
+        let _lock = self.lock()?;
+        match (self.record()?, self.manager()?) {
+            (Some(Record::Resolved { interface }), Manager::Resolved)
+                if interface == setting.interface.as_str() =>
+            {
+                set_by_resolvectl(setting)?;
+            }
+            (Some(Record::Resolvconf { source }), Manager::Resolvconf(program))
+                if source.ends_with(setting.interface.as_str()) =>
+            {
+                set_by_resolvconf(&program, &source, setting)?;
+            }
+            (Some(Record::Replaced | Record::Created), _) if self.is_ours()? => {
+                self.replace(&self.render(setting)?)?;
+            }
+            (Some(Record::InPlace), _) if self.is_ours()? => {
+                self.overwrite(&self.render(setting)?)?;
+            }
+            (Some(record), _) => {
+                // Somebody else has taken over the file, or the host has changed its ways.
+                self.undo(&record)?;
+                self.set_afresh(setting)?;
+            }
+            (None, _) => self.set_afresh(setting)?,
+        }
+        self.report()
+    }
+
+    /// Puts back what was there before.
+    pub fn restore(&self) -> anyhow::Result<Report> {
+        let _lock = self.lock()?;
+        match self.record()? {
+            Some(record) => self.undo(&record)?,
+            // Our file without a record: the state folder was lost, the second name was not.
+            None if self.is_ours()? && exists(&self.kept())? => self.undo(&Record::Replaced)?,
+            None => {}
+        }
+        self.report()
+    }
+
+    pub fn status(&self) -> anyhow::Result<Report> {
+        let _lock = self.lock()?;
+        self.report()
+    }
+
+    fn report(&self) -> anyhow::Result<Report> {
+        let mode = match self.record()? {
+            None => Mode::None,
+            Some(Record::Resolved { .. }) => Mode::Resolved,
+            Some(Record::Resolvconf { .. }) => Mode::Resolvconf,
+            Some(_) if !self.is_ours()? => Mode::None,
+            Some(Record::Replaced | Record::Created) => Mode::Replaced,
+            Some(Record::InPlace) => Mode::InPlace,
+        };
+        let before = match mode {
+            Mode::None => read(&self.resolv_conf)?,
+            _ => read(&self.previous())?,
+        };
+        Ok(Report {
+            mode,
+            upstreams: upstreams(&before.unwrap_or_default()),
+        })
+    }
+
+    // === set ===
+
+    fn set_afresh(&self, setting: &Setting) -> anyhow::Result<()> {
+        let before = match self.is_ours()? {
+            // Ours, but nobody remembers: what it hides is lost, or waits under the second name.
+            true => read(&self.kept())?,
+            false => read(&self.resolv_conf)?,
+        };
+        write_durably(&self.previous(), before.as_deref().unwrap_or_default())?;
+        match self.manager()? {
+            Manager::Resolved => {
+                let interface = setting.interface.as_str().to_owned();
+                self.put_record(&Record::Resolved { interface })?;
+                set_by_resolvectl(setting)
+            }
+            Manager::Resolvconf(program) => {
+                let source = format!("{}{}", source_prefix(), setting.interface.as_str());
+                self.put_record(&Record::Resolvconf {
+                    source: source.clone(),
+                })?;
+                set_by_resolvconf(&program, &source, setting)
+            }
+            Manager::File if !exists(&self.resolv_conf)? => {
+                self.put_record(&Record::Created)?;
+                self.replace(&self.render(setting)?)
+            }
+            Manager::File => self.set_file(setting),
+        }
+    }
+
+    fn set_file(&self, setting: &Setting) -> anyhow::Result<()> {
+        let text = self.render(setting)?;
+        self.put_record(&Record::Replaced)?;
+        let renamed = self.keep().and_then(|()| self.replace(&text));
+        let Err(cannot_rename) = renamed else {
+            return Ok(());
+        };
+        // EBUSY or EXDEV, a bind mount; EPERM, an immutable folder. The record changes first:
+        // from here on the second name is nothing to rename back.
+        self.put_record(&Record::InPlace)?;
+        remove(&self.kept())?;
+        if let Err(error) = self.overwrite(&text) {
+            self.undo(&Record::InPlace).ok();
+            bail!(
+                "resolv.conf can be neither replaced ({cannot_rename:#}) nor written ({error:#})"
+            );
+        }
+        Ok(())
+    }
+
+    /// Gives the host's file its second name.
+    fn keep(&self) -> anyhow::Result<()> {
+        if self.is_ours()? {
+            return Ok(());
+        }
+        // By way of a third name, since a link cannot replace an older second one, a rename can.
+        let third = self.beside("linking");
+        remove(&third)?;
+        fs::hard_link(&self.resolv_conf, &third).context("keep the host's resolv.conf")?;
+        fs::rename(&third, self.kept()).context("keep the host's resolv.conf")
+    }
+
+    fn replace(&self, text: &str) -> anyhow::Result<()> {
+        if read(&self.resolv_conf)?.as_deref() == Some(text.as_bytes()) {
+            return Ok(());
+        }
+        let new = self.beside("new");
+        remove(&new)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&new)
+            .context("write a new resolv.conf")?;
+        // Everybody must read it, whatever our umask.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        if let Err(error) = fs::rename(&new, &self.resolv_conf) {
+            remove(&new)?;
+            return Err(error).context("put a new resolv.conf in place");
+        }
+        Ok(())
+    }
+
+    /// Through the file itself. Emptied first: whatever a crash leaves is then a beginning of what
+    /// was to be written, and can be told from another's file.
+    fn overwrite(&self, text: impl AsRef<[u8]>) -> anyhow::Result<()> {
+        if read(&self.resolv_conf)?.as_deref() == Some(text.as_ref()) {
+            return Ok(());
+        }
+        let mut file = OpenOptions::new().write(true).open(&self.resolv_conf)?;
+        file.set_len(0)?;
+        file.write_all(text.as_ref())?;
+        file.sync_all()?;
+        Ok(())
+    }
+
+    fn render(&self, setting: &Setting) -> anyhow::Result<String> {
+        let before = read(&self.previous())?.unwrap_or_default();
+        Ok(ResolvConf::parse(&String::from_utf8_lossy(&before)).render(setting))
+    }
+
+    // === restore ===
+
+    fn undo(&self, record: &Record) -> anyhow::Result<()> {
+        match record {
+            // Fails when the interface is gone, and with it all that there was to revert.
+            Record::Resolved { interface } => {
+                run(Path::new(RESOLVECTL), &["revert", interface], "").ok();
+            }
+            Record::Resolvconf { source } => {
+                if let Some(program) = resolvconf_program() {
+                    run(&program, &["-d", source], "")?;
+                }
+            }
+            Record::Replaced if self.is_ours()? => self.put_back()?,
+            Record::Created if self.is_ours()? => remove(&self.resolv_conf)?,
+            Record::InPlace if self.is_ours()? => {
+                let before = read(&self.previous())?.context("the host's resolv.conf is lost")?;
+                self.overwrite(before).context("restore resolv.conf")?;
+            }
+            Record::Replaced | Record::Created | Record::InPlace => {}
+        }
+        // What is still there of the second name is a crash's, or stands for a file that somebody
+        // has replaced since.
+        remove(&self.kept())?;
+        remove(&self.beside("new"))?;
+        remove(&self.beside("linking"))?;
+        remove(&self.record_path())?;
+        remove(&self.previous())
+    }
+
+    fn put_back(&self) -> anyhow::Result<()> {
+        match fs::rename(self.kept(), &self.resolv_conf) {
+            Ok(()) => Ok(()),
+            // Somebody tidied up /etc. The bytes at least are still known.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let before = read(&self.previous())?.context("the host's resolv.conf is lost")?;
+                self.replace(&String::from_utf8_lossy(&before))
+            }
+            Err(error) => Err(error).context("restore resolv.conf"),
+        }
+    }
+
+    // === what is there ===
+
+    /// Whether what stands there now is of our making, whole or torn by a crash.
+    fn is_ours(&self) -> anyhow::Result<bool> {
+        let Some(current) = read(&self.resolv_conf)? else {
+            return Ok(false);
+        };
+        if current.starts_with(MARKER.as_bytes()) {
+            return Ok(true);
+        }
+        // Only a file that is written in place can be torn: then it is the beginning of something.
+        let torn = self.record()? == Some(Record::InPlace)
+            && (MARKER.as_bytes().starts_with(&current)
+                || read(&self.previous())?.is_some_and(|before| before.starts_with(&current)));
+        Ok(torn)
+    }
+
+    fn manager(&self) -> anyhow::Result<Manager> {
+        let target = match fs::read_link(&self.resolv_conf) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            Err(_) => String::new(),
+        };
+        let text = read(&self.resolv_conf)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let servers = ResolvConf::parse(&text).servers;
+        let stub_only = !servers.is_empty() && servers.iter().all(|s| is_resolved_stub(s));
+
+        let resolved = target.contains("systemd/resolve") || stub_only;
+        if resolved && Path::new(RESOLVED_UPSTREAMS).exists() && Path::new(RESOLVECTL).exists() {
+            return Ok(Manager::Resolved);
+        }
+        let resolvconf =
+            target.contains("resolvconf/") || text.starts_with("# Generated by resolvconf");
+        if let (true, Some(program)) = (resolvconf, resolvconf_program()) {
+            return Ok(Manager::Resolvconf(program));
+        }
+        Ok(Manager::File)
+    }
+
+    fn record(&self) -> anyhow::Result<Option<Record>> {
+        let Some(bytes) = read(&self.record_path())? else {
+            return Ok(None);
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        Ok(match words.as_slice() {
+            ["replaced"] => Some(Record::Replaced),
+            ["created"] => Some(Record::Created),
+            ["in-place"] => Some(Record::InPlace),
+            ["resolved", interface] => Some(Record::Resolved {
+                interface: (*interface).to_owned(),
+            }),
+            ["resolvconf", source] => Some(Record::Resolvconf {
+                source: (*source).to_owned(),
+            }),
+            _ => bail!("{} is damaged: remove it", self.record_path().display()),
+        })
+    }
+
+    fn put_record(&self, record: &Record) -> anyhow::Result<()> {
+        let text = match record {
+            Record::Replaced => "replaced\n".to_owned(),
+            Record::Created => "created\n".to_owned(),
+            Record::InPlace => "in-place\n".to_owned(),
+            Record::Resolved { interface } => format!("resolved {interface}\n"),
+            Record::Resolvconf { source } => format!("resolvconf {source}\n"),
+        };
+        write_durably(&self.record_path(), text.as_bytes())
+    }
+
+    /// The helper that serves and the one that was called to restore take turns.
+    fn lock(&self) -> anyhow::Result<File> {
+        let context = || format!("use the state folder {}", self.state.display());
+        fs::create_dir_all(&self.state).with_context(context)?;
+        let lock = File::create(self.state.join("lock")).with_context(context)?;
+        lock.lock().with_context(context)?;
+        Ok(lock)
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.state.join("record")
+    }
+
+    /// The bytes that the host's file held.
+    fn previous(&self) -> PathBuf {
+        self.state.join("previous")
+    }
+
+    /// The second name of the host's own file.
+    fn kept(&self) -> PathBuf {
+        self.beside("before-mesh")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.resolv_conf.clone().into_os_string();
+        name.push(".");
+        name.push(suffix);
+        name.into()
+    }
+}
+
+/// Who writes resolv.conf on this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Manager {
+    Resolved,
+    Resolvconf(PathBuf),
+    File,
+}
+
+/// The servers that answered before, those that systemd-resolved's stub stood for included.
+fn upstreams(resolv_conf: &[u8]) -> Vec<String> {
+    let parse = |bytes: &[u8]| ResolvConf::parse(&String::from_utf8_lossy(bytes)).servers;
+    let (stubs, mut servers): (Vec<_>, Vec<_>) = parse(resolv_conf)
+        .into_iter()
+        .partition(|s| is_resolved_stub(s));
+    if !stubs.is_empty() {
+        let behind = fs::read(RESOLVED_UPSTREAMS).unwrap_or_default();
+        servers.extend(parse(&behind).into_iter().filter(|s| !is_resolved_stub(s)));
+    }
+    servers.truncate(8);
+    servers
+}
+
+fn is_resolved_stub(server: &str) -> bool {
+    RESOLVED_STUB.contains(&server)
+}
+
+// === programs ===
+
+/// By the program rather than by D-Bus: the helper is root anyway, so there is no polkit to ask,
+/// and a D-Bus library would be the greater part of it.
+fn set_by_resolvectl(setting: &Setting) -> anyhow::Result<()> {
+    resolvectl_calls(setting).iter().try_for_each(|words| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        run(Path::new(RESOLVECTL), &words, "")
+    })
+}
+
+fn resolvectl_calls(setting: &Setting) -> Vec<Vec<String>> {
+    let interface = setting.interface.as_str();
+    let call = |verb: &str, words: Vec<String>| {
+        let head = [verb.to_owned(), interface.to_owned()];
+        head.into_iter().chain(words).collect::<Vec<_>>()
+    };
+    let domain = setting.domain.as_str();
+    let routing = setting.routing.iter().map(ZoneName::as_str);
+    // "~" marks a name to be asked here without becoming part of the search list.
+    let only_routing = routing.filter(|zone| *zone != domain);
+    let domains = [domain.to_owned()].into_iter();
+    vec![
+        call(
+            "dns",
+            setting.servers.iter().map(|s| s.to_string()).collect(),
+        ),
+        call(
+            "domain",
+            domains
+                .chain(only_routing.map(|z| format!("~{z}")))
+                .collect(),
+        ),
+        call("default-route", vec!["false".to_owned()]),
+        // Our zone is not signed, and nobody but this host is on the other side.
+        call("dnssec", vec!["no".to_owned()]),
+        call("dnsovertls", vec!["no".to_owned()]),
+        call("llmnr", vec!["no".to_owned()]),
+        call("mdns", vec!["no".to_owned()]),
+    ]
+}
+
+/// `-m 0 -x` is openresolv's way to say "before all others"; Debian's knows the place by the name.
+fn set_by_resolvconf(program: &Path, source: &str, setting: &Setting) -> anyhow::Result<()> {
+    let text = ResolvConf::default().render(setting);
+    run(program, &["-a", source, "-m", "0", "-x"], &text)
+}
+
+fn resolvconf_program() -> Option<PathBuf> {
+    let mut programs = RESOLVCONF.iter().map(PathBuf::from);
+    programs.find(|program| program.exists())
+}
+
+/// Debian's resolvconf puts sources in an order by their names: take the first kind of tunnel that
+/// it knows, as wg-quick(8) does.
+fn source_prefix() -> String {
+    let order = fs::read_to_string(INTERFACE_ORDER).unwrap_or_default();
+    let mut kinds = order.lines().filter_map(|line| line.strip_suffix('*'));
+    let plain = |kind: &&str| !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphabetic());
+    kinds
+        .find(plain)
+        .map_or_else(String::new, |kind| format!("{kind}."))
+}
+
+/// Runs a program with nothing of our environment. Its words are ours or parsed, and no shell
+/// sees them.
+fn run(program: &Path, words: &[&str], input: &str) -> anyhow::Result<()> {
+    let name = || format!("run {} {}", program.display(), words.join(" "));
+    let mut child = Command::new(program)
+        .args(words)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(name)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that does not read its input may be gone by now; its status tells.
+        stdin.write_all(input.as_bytes()).ok();
+    }
+    let output = child.wait_with_output().with_context(name)?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {}: {}", name(), output.status, words.trim());
+    }
+    Ok(())
+}
+
+// === files ===
+
+/// `None` when there is no such file, or nothing behind a symlink.
+fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+fn exists(path: &Path) -> anyhow::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
+    }
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let context = || format!("write {}", path.display());
+    let new = path.with_extension("new");
+    let mut file = File::create(&new).with_context(context)?;
+    file.write_all(bytes).with_context(context)?;
+    file.sync_all().with_context(context)?;
+    fs::rename(&new, path).with_context(context)?;
+    if let Some(folder) = path.parent() {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .with_context(context)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
