@@ -3,6 +3,8 @@
 //! A lease is what is under test: the host asks us for as long as the agent's connection stands,
 //! and whichever side is killed, the file comes back.
 
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by a panic")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -194,9 +194,7 @@ async fn names_of_the_mesh_are_answered_on_both_addresses_by_udp_and_tcp() {
 async fn a_new_zone_answers_the_next_query() {
     let running = serve(&[]);
     let server = running.server.addresses()[0];
-    running
-        .zone
-        .send_replace(Arc::new(config("renamed").zone.clone()));
+    running.zone.send_replace(Arc::new(config("renamed").zone));
     let old = ask_udp(server, &query("web.mesh.internal.")).await;
     assert_eq!(old.metadata.response_code, ResponseCode::NXDomain);
     let new = ask_udp(server, &query("renamed.mesh.internal.")).await;
