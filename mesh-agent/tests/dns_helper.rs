@@ -7,7 +7,8 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,6 +34,12 @@ impl Helper {
     }
 
     fn command(folder: &tempfile::TempDir) -> Command {
+        let mut command = Self::activated(folder);
+        command.arg("--socket").arg(folder.path().join("socket"));
+        command
+    }
+
+    fn activated(folder: &tempfile::TempDir) -> Command {
         let own_user = rustix::process::geteuid().as_raw().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-dns-helper"));
         command
@@ -40,8 +47,6 @@ impl Helper {
             .arg(folder.path().join("resolv.conf"))
             .arg("--state")
             .arg(folder.path().join("state"))
-            .arg("--socket")
-            .arg(folder.path().join("socket"))
             .args(["--user", &own_user])
             .stderr(Stdio::null());
         command
@@ -182,16 +187,32 @@ fn what_is_no_request_is_refused_in_words_and_changes_nothing() {
     assert_eq!(helper.say(b""), "");
 }
 
+/// As systemd starts it: the listening socket is standard input, and one connection is one life.
+#[tokio::test]
+async fn an_activated_helper_serves_one_agent_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("resolv.conf"), BEFORE).unwrap();
+    let listener = UnixListener::bind(folder.path().join("listening")).unwrap();
+    for _ in 0..2 {
+        let mut system = System::new(folder.path().join("listening"));
+        let mut helper = Helper::activated(&folder)
+            .stdin(OwnedFd::from(listener.try_clone().unwrap()))
+            .spawn()
+            .unwrap();
+        assert_eq!(system.set(&setting()).await.unwrap().mode, Mode::Replaced);
+        drop(system);
+        assert!(helper.wait().unwrap().success());
+        let text = fs::read_to_string(folder.path().join("resolv.conf")).unwrap();
+        assert_eq!(text, BEFORE);
+    }
+}
+
 #[test]
 fn a_helper_without_a_socket_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_mesh-dns-helper"))
-        .arg("--resolv-conf")
-        .arg(folder.path().join("resolv.conf"))
-        .arg("--state")
-        .arg(folder.path().join("state"))
-        .args(["--user", "0"])
+    let output = Helper::activated(&folder)
         .stdin(Stdio::null())
+        .stderr(Stdio::piped())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
