@@ -5,10 +5,16 @@
 //! thread and compare results byte for byte.
 //!
 //! Reading order: [`key`] and [`node`] name things, [`world`] holds the coordinator's truth,
-//! [`policy`] turns text into who-may-reach-whom, [`netmap`] is one node's part of both.
+//! [`policy`] turns text into who-may-reach-whom, [`netmap`] is one node's part of both. On the node,
+//! [`control`] keeps the netmap current, [`desired`] says what the kernel should hold, and [`agent`]
+//! composes the machines into the one that the agent's event loop drives.
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod backoff;
+pub mod control;
 pub mod dataplane;
+pub mod desired;
 pub mod dns;
 pub mod health;
 pub mod ipam;
