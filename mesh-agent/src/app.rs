@@ -1,0 +1,241 @@
+//! Builds the agent and runs it: the one place where the parts are named together.
+//!
+//! What can be wrong at a start is sorted here. Wrong settings end the process. A state that cannot
+//! be used does not: the agent stays up, unhealthy, and says so, because a supervisor that restarts
+//! it in a circle hides the reason, and because nothing but a person may decide to give up a node's
+//! identity.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::Context as _;
+use mesh_core::agent::{Memory, State};
+use mesh_core::health::{Condition, Severity};
+use rand_core::RngCore as _;
+use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use crate::config::Config;
+use crate::control::Client;
+use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, Told, host_info};
+use crate::local_api::{self, Facts, Service};
+use crate::snapshot::Snapshot;
+use crate::state_dir::{Loaded, StateDir, Unusable};
+use crate::{disk, metrics};
+
+/// Commands and reports that may wait for the loop, which is never long away.
+const QUEUE: usize = 64;
+
+/// The agent, built and not yet running.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    folder: StateDir,
+    state: Result<Loaded, Unusable>,
+    socket: UnixListener,
+    metrics: Option<tokio::net::TcpListener>,
+    /// Held while the agent lives: two agents on one state would evict each other.
+    lock: File,
+}
+
+impl Agent {
+    /// Opens everything that a start can fail on.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let folder = StateDir::open(&config.state_dir)?;
+        let lock = lock(&config.state_dir)?;
+        let state = folder.load(|| free_port(config.listen_port));
+        if let Err(Unusable::Io { .. }) = &state {
+            return Err(state.err().map_or_else(unexpected, Into::into));
+        }
+        let socket = local_api::bind(&config.socket).await?;
+        let metrics = match config.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        Ok(Self {
+            config,
+            folder,
+            state,
+            socket,
+            metrics,
+            lock,
+        })
+    }
+
+    /// Runs until SIGTERM or SIGINT. The interface stays as it is: only `mesh down` removes it.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self {
+            config,
+            folder,
+            state,
+            socket,
+            metrics,
+            lock,
+        } = self;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let (commands, command_inbox) = mpsc::channel(QUEUE);
+        let facts = Facts {
+            backend: format!("{:?}", config.backend).to_lowercase(),
+            settings: format!("{config:#?}"),
+        };
+
+        let (snapshot, looks) = match &state {
+            Ok(_) => watch::channel(Snapshot::default()),
+            Err(unusable) => watch::channel(Snapshot::broken("StateCorrupt", corrupt(unusable))),
+        };
+        let service = Service::new(commands, looks.clone(), facts);
+        tasks.spawn(local_api::serve(socket, service, stop.clone()));
+        if let Some(listener) = metrics {
+            tasks.spawn(metrics::serve(listener, looks, stop.clone()));
+        }
+        match state {
+            Ok(loaded) => {
+                let outlet = (snapshot, command_inbox);
+                tasks.spawn(healthy(
+                    config,
+                    folder,
+                    loaded,
+                    outlet,
+                    stop.clone(),
+                    tasks.clone(),
+                ));
+            }
+            Err(unusable) => {
+                tracing::error!(error = %unusable, "the state cannot be used");
+                tasks.spawn(refuse(command_inbox, unusable.to_string(), snapshot));
+            }
+        }
+
+        wait_for_signal().await?;
+        tracing::info!("stopping; the interface stays as it is");
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        drop(lock);
+        Ok(())
+    }
+}
+
+/// The agent with a state that holds.
+async fn healthy(
+    config: Config,
+    folder: StateDir,
+    loaded: Loaded,
+    (snapshot, commands): (watch::Sender<Snapshot>, mpsc::Receiver<Command>),
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let Loaded {
+        identity,
+        memory,
+        damage,
+        remembered,
+    } = loaded;
+    let clock = Clock::start();
+    let (reports, control) = mpsc::channel(QUEUE);
+    let (teller, told) = mpsc::channel(QUEUE);
+    let (desired, _plans) = watch::channel(None);
+    let (memories, memory_inbox) = watch::channel::<Memory>(memory.clone());
+    let listen_port = match config.listen_port {
+        0 => identity.listen_port,
+        chosen => chosen,
+    };
+    let mut state = State::new(
+        identity.keys.clone(),
+        listen_port,
+        memory,
+        rand_core::OsRng.next_u64(),
+        clock.now(),
+    );
+    for text in damage {
+        tracing::warn!(reason = text, "part of the state is damaged");
+        state.handle_condition("StateDamaged", Some(damaged(text)));
+    }
+    tasks.spawn(disk::run(folder, remembered, memory_inbox, teller.clone()));
+    drop::<mpsc::Sender<Told>>(teller);
+    let outlets = Outlets {
+        desired,
+        memory: memories,
+        snapshot,
+    };
+    let inlets = Inlets {
+        control,
+        commands,
+        told,
+    };
+    let client = Client::new(identity.keys, reports);
+    let host = host_info("userspace");
+    EventLoop::new(state, client, clock, host, config.name, outlets)
+        .run(inlets, stop)
+        .await;
+}
+
+/// An agent whose state is corrupt answers every command with the reason.
+async fn refuse(
+    mut commands: mpsc::Receiver<Command>,
+    reason: String,
+    _snapshot: watch::Sender<Snapshot>,
+) {
+    while let Some(command) = commands.recv().await {
+        let status = Status::failed_precondition(reason.clone());
+        match command {
+            Command::Up(_, reply) => drop(reply.send(Err(status))),
+            Command::Down(_, reply) => drop(reply.send(Err(status))),
+        }
+    }
+}
+
+fn corrupt(unusable: &Unusable) -> Condition {
+    Condition {
+        severity: Severity::Error,
+        text: unusable.to_string(),
+        next_step: "restore the state folder, or move it away to enroll this machine as a new node",
+    }
+}
+
+fn damaged(text: String) -> Condition {
+    Condition {
+        severity: Severity::Warning,
+        text,
+        next_step: "heals with the next netmap; check the disk",
+    }
+}
+
+fn unexpected() -> anyhow::Error {
+    anyhow::anyhow!("the state cannot be read")
+}
+
+/// Two agents with one identity would take each other's session away for ever.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let file = File::open(folder).context("open the state folder")?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another agent uses the state folder {}", folder.display()))?;
+    Ok(file)
+}
+
+/// A UDP port that is free now, to be remembered for good.
+fn free_port(chosen: u16) -> u16 {
+    if chosen != 0 {
+        return chosen;
+    }
+    std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))
+        .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
+        .and_then(|socket| socket.local_addr())
+        .map_or(0, |address| address.port())
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

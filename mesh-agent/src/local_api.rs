@@ -1,0 +1,253 @@
+//! The agent's side of `mesh`: a gRPC service on a unix socket.
+//!
+//! The socket's mode says who may look; who may change anything is asked again, for every call, of
+//! the credentials that the kernel took when the caller connected. Nothing here opens a path or a
+//! socket that the caller names: a confused agent must have nothing to be confused about.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::v1;
+use mesh_api::v1::local_server::{Local, LocalServer};
+use mesh_core::agent::Standing;
+use mesh_core::health::{Condition, Severity};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Request, Response, Status};
+
+use crate::eventloop::Command;
+use crate::snapshot::{Family, Snapshot, Whois};
+
+mod bundle;
+pub mod ping;
+mod socket;
+
+pub use socket::{Caller, bind, serve};
+
+/// Longest time that one ping is waited for.
+const LONGEST_PING: Duration = Duration::from_secs(30);
+/// Messages of the user's command are small.
+const LARGEST_REQUEST: usize = 64 << 10;
+
+/// Answers `mesh`. Cloned for every connection.
+#[derive(Clone, Debug)]
+pub struct Service {
+    commands: mpsc::Sender<Command>,
+    snapshot: watch::Receiver<Snapshot>,
+    facts: Arc<Facts>,
+}
+
+/// What does not change while the agent runs.
+#[derive(Debug)]
+pub struct Facts {
+    /// Name of the WireGuard backend asked for.
+    pub backend: String,
+    /// For the debug bundle: the settings, without secrets since there are none in them.
+    pub settings: String,
+}
+
+impl Service {
+    pub fn new(
+        commands: mpsc::Sender<Command>,
+        snapshot: watch::Receiver<Snapshot>,
+        facts: Facts,
+    ) -> Self {
+        Self {
+            commands,
+            snapshot,
+            facts: Arc::new(facts),
+        }
+    }
+
+    pub fn into_server(self) -> LocalServer<Self> {
+        LocalServer::new(self).max_decoding_message_size(LARGEST_REQUEST)
+    }
+
+    /// A consistent look at the agent.
+    fn look(&self) -> Snapshot {
+        self.snapshot.borrow().clone()
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Status>>) -> Command,
+    ) -> Result<Response<T>, Status> {
+        let stopping = || Status::unavailable("the agent is stopping");
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?.map(Response::new)
+    }
+}
+
+/// Refuses a caller who may only look.
+fn check_writer<T>(request: &Request<T>) -> Result<(), Status> {
+    let caller = request.extensions().get::<Caller>();
+    if caller.is_some_and(Caller::may_write) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(
+        "only root, the agent's own user and members of its group may do this; try sudo, or join the group",
+    ))
+}
+
+#[tonic::async_trait]
+impl Local for Service {
+    async fn up(
+        &self,
+        request: Request<v1::UpRequest>,
+    ) -> Result<Response<v1::UpResponse>, Status> {
+        check_writer(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Command::Up(request, reply)).await
+    }
+
+    async fn down(
+        &self,
+        request: Request<v1::DownRequest>,
+    ) -> Result<Response<v1::DownResponse>, Status> {
+        check_writer(&request)?;
+        let request = request.into_inner();
+        self.ask(|reply| Command::Down(request, reply)).await
+    }
+
+    async fn status(
+        &self,
+        _: Request<v1::LocalStatusRequest>,
+    ) -> Result<Response<v1::LocalStatus>, Status> {
+        let look = self.look();
+        Ok(Response::new(status(&look, &self.facts)))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<v1::PingRequest>,
+    ) -> Result<Response<v1::PingResponse>, Status> {
+        let request = request.into_inner();
+        let look = self.look();
+        let family = if request.v6 { Family::V6 } else { Family::V4 };
+        let (who, address) = look
+            .resolve(&request.target, family)
+            .ok_or_else(|| unknown_node(&look, &request.target))?;
+        let timeout = Duration::from_millis(request.timeout_ms.into()).min(LONGEST_PING);
+        let rtt = ping::once(own_address(&look, address)?, address, timeout).await?;
+        let path = match who {
+            Whois::Me(_) => "this node".to_owned(),
+            Whois::Peer(..) => String::new(),
+        };
+        Ok(Response::new(v1::PingResponse {
+            name: who.name().to_owned(),
+            address: address.to_string(),
+            rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+            path,
+        }))
+    }
+
+    async fn whois(
+        &self,
+        request: Request<v1::WhoisRequest>,
+    ) -> Result<Response<v1::WhoisResponse>, Status> {
+        let text = request.into_inner().address;
+        let look = self.look();
+        let (who, _) = look
+            .resolve(text.trim(), Family::V4)
+            .ok_or_else(|| unknown_node(&look, &text))?;
+        Ok(Response::new(who.response()))
+    }
+
+    async fn counters(
+        &self,
+        _: Request<v1::CountersRequest>,
+    ) -> Result<Response<v1::CountersResponse>, Status> {
+        Ok(Response::new(v1::CountersResponse::default()))
+    }
+
+    async fn debug_bundle(
+        &self,
+        request: Request<v1::DebugBundleRequest>,
+    ) -> Result<Response<v1::DebugBundle>, Status> {
+        check_writer(&request)?;
+        let look = self.look();
+        let status = status(&look, &self.facts);
+        let json = bundle::json(&look, &status, &self.facts.settings);
+        Ok(Response::new(v1::DebugBundle { json }))
+    }
+}
+
+fn unknown_node(look: &Snapshot, target: &str) -> Status {
+    let target = crate::cli::safe(target);
+    match look.netmap {
+        Some(_) => Status::not_found(format!(
+            "{target}: no node of that name or address is known here (nodes that no rule of the policy joins do not know each other)"
+        )),
+        None => Status::failed_precondition("this node has no netmap yet; see `mesh status`"),
+    }
+}
+
+fn own_address(look: &Snapshot, to: IpAddr) -> Result<IpAddr, Status> {
+    let netmap = look
+        .netmap
+        .as_ref()
+        .ok_or_else(|| Status::failed_precondition("this node has no netmap yet"))?;
+    let own = netmap.me.addresses;
+    Ok(match to {
+        IpAddr::V4(_) => own.v4.into(),
+        IpAddr::V6(_) => own.v6.into(),
+    })
+}
+
+/// What `mesh status` shows.
+fn status(look: &Snapshot, facts: &Facts) -> v1::LocalStatus {
+    let state = match look.standing {
+        Standing::Stopped => v1::local_status::State::Stopped,
+        Standing::Connecting => v1::local_status::State::Connecting,
+        Standing::Running => v1::local_status::State::Running,
+        Standing::Expired => v1::local_status::State::Expired,
+    };
+    let netmap = look.netmap.as_deref();
+    let peers = netmap.map(|netmap| {
+        netmap
+            .peers
+            .values()
+            .map(|peer| v1::PeerStatus {
+                peer: Some(peer.into()),
+                path: "idle".to_owned(),
+                handshake_age_seconds: None,
+                received_bytes: 0,
+                sent_bytes: 0,
+            })
+            .collect()
+    });
+    v1::LocalStatus {
+        state: state.into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mesh: netmap.map(|netmap| (&netmap.mesh).into()),
+        me: netmap.map(|netmap| (&netmap.me).into()),
+        backend: facts.backend.clone(),
+        coordinator_connected: look.connected,
+        epoch: netmap.map_or(0, |netmap| netmap.epoch.0),
+        generation: netmap.map_or(0, |netmap| netmap.generation.0),
+        peers: peers.unwrap_or_default(),
+        health: look
+            .health
+            .iter()
+            .map(|(name, condition)| shown_condition(name, condition))
+            .collect(),
+    }
+}
+
+fn shown_condition(name: &str, condition: &Condition) -> v1::Condition {
+    let severity = match condition.severity {
+        Severity::Info => v1::Severity::Info,
+        Severity::Warning => v1::Severity::Warning,
+        Severity::Error => v1::Severity::Error,
+    };
+    v1::Condition {
+        name: name.to_owned(),
+        severity: severity.into(),
+        text: condition.text.clone(),
+        next_step: condition.next_step.to_owned(),
+    }
+}

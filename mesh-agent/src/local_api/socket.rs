@@ -1,0 +1,125 @@
+//! The unix socket, and who is at its other end.
+//!
+//! Credentials are taken from the kernel at connect (`SO_PEERCRED`): they cannot be forged, and a
+//! process that changes its user afterwards keeps what it connected with.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+use tracing::Instrument as _;
+
+use super::Service;
+
+/// Callers at once; more have to wait.
+const MOST_CONNECTIONS: usize = 64;
+/// Calls under way on one connection: `mesh` makes one at a time.
+const MOST_CALLS: u32 = 16;
+const LARGEST_HEADERS: u32 = 16 << 10;
+/// Finds callers that stopped without closing.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Pause after the system had no file descriptor left for a caller.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is calling.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    uid: u32,
+    groups: Vec<u32>,
+}
+
+impl Caller {
+    fn of(stream: &UnixStream) -> io::Result<Self> {
+        let credentials = stream.peer_cred()?;
+        Ok(Self {
+            uid: credentials.uid(),
+            groups: vec![credentials.gid()],
+        })
+    }
+
+    /// Root, the agent's own user, and members of the agent's group.
+    pub fn may_write(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        let group = rustix::process::getegid().as_raw();
+        self.uid == 0 || self.uid == own || self.groups.contains(&group)
+    }
+}
+
+/// Listens at `path`: the owner and the group may connect, nobody else.
+pub async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let shown = path.display();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("make the folder of the socket {shown}"))?;
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => anyhow::bail!("another agent answers at {shown} already"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // Nobody listens: what an agent left that was killed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("remove the old socket {shown}"))?;
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("look for another agent at {shown}"));
+        }
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen at {shown}"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("open {shown} to the group"))?;
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+pub async fn serve(listener: UnixListener, service: Service, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => {
+                let known = accepted.and_then(|(stream, _)| Ok((Caller::of(&stream)?, stream)));
+                match known {
+                    Ok((caller, stream)) => {
+                        let task = converse(stream, caller, service.clone());
+                        connections.spawn(task.instrument(tracing::debug_span!("local")));
+                    }
+                    Err(error) => {
+                        // Out of descriptors, as a rule: the loop must survive it.
+                        tracing::warn!(%error, "accept on the local socket");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One connection: HTTP/2, each call marked with its caller.
+async fn converse(stream: UnixStream, caller: Caller, service: Service) {
+    let server = service.into_server();
+    let answer = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
+        let mut server = server.clone();
+        async move { server.call(request).await }
+    });
+    let served = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_CALLS)
+        .max_header_list_size(LARGEST_HEADERS)
+        .keep_alive_interval(Some(KEEPALIVE))
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection on the local socket ended");
+    }
+}

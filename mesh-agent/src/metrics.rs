@@ -1,0 +1,200 @@
+//! `/metrics` and `/readyz` on loopback, for those who watch.
+//!
+//! Anybody on this machine may read them, so they hold counts and no names or addresses.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::agent::Standing;
+use mesh_core::health::Severity;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::snapshot::Snapshot;
+
+/// Scrapers at once.
+const MOST_CONNECTIONS: usize = 8;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen for metrics at {address}"))
+}
+
+/// Serves until `stop`.
+pub async fn serve(
+    listener: TcpListener,
+    snapshot: watch::Receiver<Snapshot>,
+    stop: CancellationToken,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(converse(stream, snapshot.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the metrics port");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, snapshot: watch::Receiver<Snapshot>) {
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let response = respond(request.method(), request.uri().path(), &snapshot.borrow());
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection on the metrics port ended");
+    }
+}
+
+fn respond(method: &Method, path: &str, look: &Snapshot) -> Response<String> {
+    let (status, body) = match (method, path) {
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(look)),
+        (&Method::GET, "/readyz") => readiness(look),
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, "no such page\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+/// Ready: the node enforces what it was told and nothing essential is broken.
+fn readiness(look: &Snapshot) -> (StatusCode, String) {
+    let mut errors = look
+        .health
+        .iter()
+        .filter(|(_, condition)| condition.severity == Severity::Error)
+        .map(|(name, _)| name)
+        .peekable();
+    if errors.peek().is_some() {
+        let names: Vec<&str> = errors.collect();
+        let text = format!("not ready: {}\n", names.join(", "));
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    } else if look.is_ready() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        let text = "not ready: no policy is applied yet\n".to_owned();
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+}
+
+fn metrics(look: &Snapshot) -> String {
+    let mut text = String::new();
+    let mut one = |name: &str, help: &str, kind: &str, value: u64| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+        );
+    };
+    let netmap = look.netmap.as_deref();
+    one(
+        "mesh_agent_up",
+        "1 when the node runs with a valid key.",
+        "gauge",
+        u64::from(look.standing == Standing::Running),
+    );
+    one(
+        "mesh_control_connected",
+        "1 while a session with the coordinator stands.",
+        "gauge",
+        u64::from(look.connected),
+    );
+    one(
+        "mesh_netmap_generation",
+        "Generation of the netmap held.",
+        "gauge",
+        netmap.map_or(0, |netmap| netmap.generation.0),
+    );
+    one(
+        "mesh_applied_generation",
+        "Newest generation that every enforcing part has applied.",
+        "gauge",
+        look.applied.map_or(0, |(_, generation)| generation.0),
+    );
+    one(
+        "mesh_netmap_peers",
+        "Peers in the netmap.",
+        "gauge",
+        netmap.map_or(0, |netmap| netmap.peers.len() as u64),
+    );
+    one(
+        "mesh_control_refused_updates_total",
+        "Updates of the coordinator that were refused.",
+        "counter",
+        look.refused,
+    );
+    let name = "mesh_agent_health";
+    let help = "1 for every condition that stands.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (condition, _) in look.health.iter() {
+        let _ = writeln!(text, "{name}{{condition=\"{condition}\"}} 1");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::health::Condition;
+
+    use super::*;
+
+    fn broken() -> Snapshot {
+        Snapshot::broken(
+            "StateCorrupt",
+            Condition {
+                severity: Severity::Error,
+                text: "keys is empty".to_owned(),
+                next_step: "restore",
+            },
+        )
+    }
+
+    #[test]
+    fn a_broken_agent_is_not_ready_and_says_why() {
+        let response = respond(&Method::GET, "/readyz", &broken());
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.body(), "not ready: StateCorrupt\n");
+    }
+
+    #[test]
+    fn conditions_are_metrics() {
+        let response = respond(&Method::GET, "/metrics", &broken());
+        let text = response.body();
+        assert!(text.contains("mesh_agent_health{condition=\"StateCorrupt\"} 1\n"));
+        assert!(text.contains("mesh_control_connected 0\n"));
+    }
+
+    #[test]
+    fn only_get_and_only_known_pages() {
+        let status = |method, path| respond(method, path, &broken()).status();
+        assert_eq!(
+            status(&Method::POST, "/metrics"),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
+        assert_eq!(status(&Method::GET, "/"), StatusCode::NOT_FOUND);
+    }
+}
