@@ -1,0 +1,81 @@
+//! A TUN device of our own: whole IP packets in and out of a file descriptor.
+//!
+//! The device exists as long as its descriptor is open, so an agent that dies takes the interface
+//! with it: traffic stops, fail closed. It is created down, and stays down until policy hangs on it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::Context as _;
+use rustix::fs::OFlags;
+
+use super::Interface;
+use crate::sys;
+
+const DEVICE: &str = "/dev/net/tun";
+
+#[derive(Debug)]
+pub(crate) struct Tun {
+    file: File,
+    interface: Interface,
+}
+
+impl Tun {
+    /// Creates the device, down. Reads and writes never wait.
+    pub(crate) fn create(name: &str) -> anyhow::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NONBLOCK.union(OFlags::CLOEXEC).bits().cast_signed())
+            .open(DEVICE)
+            .with_context(|| {
+                format!("open {DEVICE}: the userspace backend needs the tun module (modprobe tun)")
+            })?;
+        sys::tun_set_iff(&file, name, libc::IFF_TUN | libc::IFF_NO_PI).with_context(|| {
+            format!(
+                "create the TUN device {name}: this needs CAP_NET_ADMIN and a name that is free"
+            )
+        })?;
+        let index = rustix::net::netdevice::name_to_index(socket()?, name)
+            .with_context(|| format!("look {name} up"))?;
+        let interface = Interface {
+            name: name.to_owned(),
+            index,
+        };
+        Ok(Self { file, interface })
+    }
+
+    pub(crate) fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// Reads one packet; `WouldBlock` if there is none.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Hands one packet to the kernel; an error if the device is down.
+    pub(crate) fn write(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.file).write(packet).map(drop)
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Any socket will do for a question about an interface.
+fn socket() -> io::Result<rustix::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+    Ok(rustix::net::socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
