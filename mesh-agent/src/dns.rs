@@ -200,3 +200,6 @@ fn setting(interface: &str, desired: &Config) -> Result<Setting, protocol::Refus
             .collect::<Result<_, _>>()?,
     })
 }
+
+#[cfg(test)]
+mod tests;

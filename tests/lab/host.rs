@@ -27,7 +27,7 @@ pub enum User {
 }
 
 /// Users of the laboratory: numbers that no distribution gives out.
-const AGENT_ID: u32 = 64_321;
+pub(crate) const AGENT_ID: u32 = 64_321;
 const COORDINATOR_ID: u32 = 64_322;
 
 const AGENT_CAPABILITIES: &str = "+net_admin,+bpf,+perfmon,+net_raw,+net_bind_service";
@@ -112,7 +112,10 @@ impl Host {
 
     /// What a person types before a command to run it in this host.
     pub fn entrance(&self) -> String {
-        format!("nsenter -t {} -n -m -u", self.keeper.id())
+        format!(
+            "nsenter -t {} -n -m -u env PATH=/run/bin:$PATH",
+            self.keeper.id()
+        )
     }
 
     /// A command that will run in this host, found by name among the programs under test first.
@@ -233,12 +236,12 @@ chown "$coordinator:$coordinator" "$folder/coordinator"
 touch "$folder/resolv.conf"
 mount --bind "$folder/resolv.conf" /etc/resolv.conf
 mount -t bpf -o mode=0711 bpf /sys/fs/bpf
-mkdir /sys/fs/bpf/mesh
-chown "$agent:$agent" /sys/fs/bpf/mesh
+mkdir /sys/fs/bpf/mesh-agent
+chown "$agent:$agent" /sys/fs/bpf/mesh-agent
 mount -t tmpfs -o mode=0755 tmpfs /run
-mkdir /run/bin /run/mesh /run/wireguard /run/mesh-coordinator /run/netns
+mkdir /run/bin /run/mesh-agent /run/wireguard /run/mesh-coordinator /run/netns
 mount --bind "$programs" /run/bin
-chown "$agent:$agent" /run/mesh /run/wireguard
+chown "$agent:$agent" /run/mesh-agent /run/wireguard
 chown "$coordinator:$coordinator" /run/mesh-coordinator
 echo ready
 exec cat

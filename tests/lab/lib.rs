@@ -13,8 +13,10 @@
 
 mod host;
 mod leftovers;
+pub mod mesh;
 pub mod probe;
 mod process;
+pub mod scenario;
 mod underlay;
 
 pub use host::{Host, User};

@@ -103,6 +103,11 @@ impl Lab {
         )
     }
 
+    /// The folder of the programs under test.
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
     /// Where everything that hosts write outside their namespaces lies.
     pub fn folder(&self) -> &Path {
         &self.folder

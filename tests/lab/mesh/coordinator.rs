@@ -1,0 +1,177 @@
+//! The coordinator of a laboratory: its program, and its administrator's commands.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{Host, Process, User, eventually};
+
+use super::{json, number, text};
+
+#[derive(Debug)]
+pub struct Coordinator {
+    pub process: Process,
+    pub host: Host,
+    join: String,
+}
+
+/// Where nodes reach it, on every address of its host.
+const PORT: u16 = 8443;
+
+/// From the start of the program to its first answer.
+const START: Duration = Duration::from_secs(10);
+
+impl Coordinator {
+    /// Runs on this host until dropped; answers when this returns.
+    pub fn start(host: Host) -> Result<Self> {
+        let process = Self::launch(&host)?;
+        let mut coordinator = Self {
+            process,
+            host,
+            join: String::new(),
+        };
+        let status = coordinator.wait_until_ready()?;
+        text(&status, "/join")?.clone_into(&mut coordinator.join);
+        Ok(coordinator)
+    }
+
+    fn launch(host: &Host) -> Result<Process> {
+        let mut command = host.command(User::Coordinator, "mesh-coordinator");
+        command
+            .arg("serve")
+            .args(["--listen", &format!("[::]:{PORT}")])
+            .args([
+                "--endpoint",
+                &SocketAddr::from((host.v4(), PORT)).to_string(),
+            ])
+            .arg("--state-dir")
+            .arg(host.folder().join("coordinator"));
+        host.spawn("mesh-coordinator", command)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<Value> {
+        let answer = eventually(START, || self.admin(&["status"]));
+        if answer.is_err() {
+            self.process.check_running()?;
+        }
+        answer.context("wait for the coordinator")
+    }
+
+    /// One of its administrator's commands, with `--json`.
+    pub fn admin(&self, arguments: &[&str]) -> Result<Value> {
+        json(&self.host, "mesh-coordinator", arguments)
+    }
+
+    /// What a node is given to find it, and to know it for what it is.
+    pub fn join(&self) -> &str {
+        &self.join
+    }
+
+    pub fn generation(&self) -> Result<u64> {
+        number(&self.admin(&["status"])?, "/generation")
+    }
+
+    /// A new pre-auth key's secret.
+    pub fn key(&self, key: &Key) -> Result<String> {
+        Ok(self.key_with_id(key)?.0)
+    }
+
+    pub fn key_with_id(&self, key: &Key) -> Result<(String, u64)> {
+        let arguments: Vec<_> = key.arguments.iter().map(String::as_str).collect();
+        let answer = self.admin(&arguments)?;
+        Ok((
+            text(&answer, "/secret")?.to_owned(),
+            number(&answer, "/key/id")?,
+        ))
+    }
+
+    /// Sets the policy; a refusal is the error, with its words.
+    pub fn set_policy(&self, policy: &str) -> Result<()> {
+        let file = self.host.folder().join("policy.hujson");
+        std::fs::write(&file, policy).with_context(|| format!("write {}", file.display()))?;
+        let file = file.to_str().context("a path in UTF-8")?;
+        self.admin(&["policy", "set", file])?;
+        Ok(())
+    }
+
+    pub fn policy(&self) -> Result<String> {
+        Ok(text(&self.admin(&["policy", "get"])?, "/text")?.to_owned())
+    }
+
+    pub fn nodes(&self) -> Result<Vec<Value>> {
+        let answer = self.admin(&["node", "list"])?;
+        match answer.pointer("/nodes").and_then(Value::as_array) {
+            Some(nodes) => Ok(nodes.clone()),
+            None => bail!("no list of nodes in {answer}"),
+        }
+    }
+
+    /// `kill -9`, at once.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Ends it as systemd would.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.terminate(Duration::from_secs(5))?;
+        if !status.success() {
+            bail!(
+                "the coordinator ended with {status}:\n{}",
+                self.process.log_tail()
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts it again after it has ended, whatever the reason.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = Self::launch(&self.host)?;
+        self.wait_until_ready().map(drop)
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
+    }
+}
+
+/// A pre-auth key to be made.
+#[derive(Debug, Clone)]
+pub struct Key {
+    arguments: Vec<String>,
+}
+
+impl Key {
+    pub fn one_off() -> Self {
+        Self {
+            arguments: vec!["key".into(), "create".into()],
+        }
+    }
+
+    pub fn reusable() -> Self {
+        let mut key = Self::one_off();
+        key.arguments.push("--reusable".into());
+        key
+    }
+
+    /// By the tag's name alone.
+    #[must_use]
+    pub fn tag(mut self, name: &str) -> Self {
+        self.arguments
+            .extend(["--tag".into(), format!("tag:{name}")]);
+        self
+    }
+
+    #[must_use]
+    pub fn expires_in(mut self, seconds: u32) -> Self {
+        self.arguments
+            .extend(["--expires".into(), format!("{seconds}s")]);
+        self
+    }
+}
