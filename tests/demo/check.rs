@@ -12,11 +12,17 @@ pub(super) fn run(mesh: &mut Mesh, up: Duration) -> Result<Vec<Figure>> {
     scenario::agent::rights(mesh, &mut check)?;
     scenario::reach::run(mesh, &mut check)?;
     scenario::enrol::run(mesh, &mut check)?;
+    scenario::count::run(mesh, &mut check)?;
     scenario::forge::run(mesh, &mut check)?;
     scenario::edit::run(mesh, &mut check)?;
+    scenario::keys::crowd(mesh, &mut check)?;
     scenario::keys::bad(mesh, &mut check)?;
     scenario::restart::run(mesh, &mut check)?;
     scenario::agent::run(mesh, &mut check)?;
+    scenario::damage::database(mesh, &mut check)?;
+    scenario::damage::agent_state(mesh, &mut check)?;
+    scenario::damage::full_disk(mesh, &mut check)?;
+    scenario::garbage::run(mesh, &mut check)?;
     sizes(mesh, &mut check)?;
     println!("\n{} assertions hold", check.held());
     Ok(check.figures().to_vec())

@@ -63,7 +63,13 @@ fn run(options: &Options) -> Result<()> {
 }
 
 fn judge(mesh: &mut Mesh, up: Duration, options: &Options) -> Result<()> {
-    let figures = check::run(mesh, up)?;
+    let figures = match check::run(mesh, up) {
+        Ok(figures) => figures,
+        Err(error) => {
+            eprintln!("{}", mesh.logs());
+            return Err(error);
+        }
+    };
     if let Some(file) = &options.json {
         let text = serde_json::to_string_pretty(&figures).context("write the figures")?;
         std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;

@@ -28,7 +28,7 @@ pub enum User {
 
 /// Users of the laboratory: numbers that no distribution gives out.
 pub(crate) const AGENT_ID: u32 = 64_321;
-const COORDINATOR_ID: u32 = 64_322;
+pub(crate) const COORDINATOR_ID: u32 = 64_322;
 
 const AGENT_CAPABILITIES: &str = "+net_admin,+bpf,+perfmon,+net_raw,+net_bind_service";
 
@@ -229,10 +229,8 @@ set -e
 folder=$1 programs=$2 name=$3 agent=$4 coordinator=$5
 hostname "$name" 2>/dev/null || echo "$name" > /proc/sys/kernel/hostname
 echo '0 0' > /proc/sys/net/ipv4/ping_group_range
-mkdir "$folder/agent" "$folder/coordinator"
-chmod 0700 "$folder/agent" "$folder/coordinator"
+mkdir -m 0700 "$folder/agent"
 chown "$agent:$agent" "$folder/agent"
-chown "$coordinator:$coordinator" "$folder/coordinator"
 touch "$folder/resolv.conf"
 mount --bind "$folder/resolv.conf" /etc/resolv.conf
 mount -t bpf -o mode=0711 bpf /sys/fs/bpf

@@ -8,9 +8,11 @@
 
 mod coordinator;
 mod node;
+mod stranger;
 
 pub use coordinator::{Coordinator, Key};
-pub use node::{Backend, Node};
+pub use node::{Backend, Node, WIREGUARD_PORT};
+pub use stranger::Stranger;
 
 use std::net::IpAddr;
 
@@ -73,6 +75,16 @@ impl Mesh {
             .iter_mut()
             .find(|node| node.name() == name)
             .unwrap_or_else(|| panic!("the mesh has no node {name}"))
+    }
+
+    /// The ends of all programs' logs, for whoever looks for a fault.
+    pub fn logs(&self) -> String {
+        let agents = self.nodes.iter().map(|node| (node.name(), &node.agent));
+        let coordinator = ("coordinator", &self.coordinator.process);
+        agents
+            .chain([coordinator])
+            .map(|(name, process)| format!("--- {name}\n{}\n", process.log_tail()))
+            .collect()
     }
 
     /// Waits until every node enforces what the coordinator holds.

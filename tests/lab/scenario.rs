@@ -4,9 +4,12 @@
 //! it found. What it asserts it says in sentences, because the demo prints them.
 
 pub mod agent;
+pub mod count;
+pub mod damage;
 pub mod edit;
 pub mod enrol;
 pub mod forge;
+pub mod garbage;
 pub mod keys;
 pub mod reach;
 pub mod restart;

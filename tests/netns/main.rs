@@ -6,3 +6,4 @@
 #![expect(clippy::unwrap_used, reason = "a test says what is wrong by a panic")]
 
 mod laboratory;
+mod mesh;

@@ -94,7 +94,8 @@ pub(crate) fn build() -> Result<PathBuf> {
     setup::prepare(setup::Purpose::BuildEbpf)?;
     let toolchain = Toolchain::find().context("find a Rust toolchain for BPF")?;
     let root = shell::root();
-    let folder = shell::target_dir().join("ebpf");
+    // Wherever cargo's own target folder is: mesh-agent's build script looks here.
+    let folder = root.join("target/ebpf");
     let sources = hash_of_sources(root)?;
     shell::run(
         toolchain

@@ -1,12 +1,15 @@
 //! The coordinator of a laboratory: its program, and its administrator's commands.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::host::COORDINATOR_ID;
 use crate::{Host, Process, User, eventually};
 
 use super::{json, number, text};
@@ -18,8 +21,11 @@ pub struct Coordinator {
     join: String,
 }
 
-/// Where nodes reach it, on every address of its host.
-const PORT: u16 = 8443;
+/// A disk of its own, of 16 MiB, so that a test can fill it.
+const DISK: &str = "/run/coordinator-disk";
+
+/// The default of `serve`.
+const METRICS_PORT: u16 = 41_780;
 
 /// From the start of the program to its first answer.
 const START: Duration = Duration::from_secs(10);
@@ -27,6 +33,9 @@ const START: Duration = Duration::from_secs(10);
 impl Coordinator {
     /// Runs on this host until dropped; answers when this returns.
     pub fn start(host: Host) -> Result<Self> {
+        let options = format!("size=16m,mode=0700,uid={COORDINATOR_ID},gid={COORDINATOR_ID}");
+        host.run("mkdir", &[DISK])?;
+        host.run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", DISK])?;
         let process = Self::launch(&host)?;
         let mut coordinator = Self {
             process,
@@ -41,14 +50,8 @@ impl Coordinator {
     fn launch(host: &Host) -> Result<Process> {
         let mut command = host.command(User::Coordinator, "mesh-coordinator");
         command
-            .arg("serve")
-            .args(["--listen", &format!("[::]:{PORT}")])
-            .args([
-                "--endpoint",
-                &SocketAddr::from((host.v4(), PORT)).to_string(),
-            ])
-            .arg("--state-dir")
-            .arg(host.folder().join("coordinator"));
+            .args(["serve", "--state-dir", DISK])
+            .args(["--advertise", &host.v4().to_string()]);
         host.spawn("mesh-coordinator", command)
     }
 
@@ -84,7 +87,7 @@ impl Coordinator {
         let answer = self.admin(&arguments)?;
         Ok((
             text(&answer, "/secret")?.to_owned(),
-            number(&answer, "/key/id")?,
+            number(&answer, "/id")?,
         ))
     }
 
@@ -107,6 +110,42 @@ impl Coordinator {
             Some(nodes) => Ok(nodes.clone()),
             None => bail!("no list of nodes in {answer}"),
         }
+    }
+
+    /// A file of its state, as seen from here.
+    pub fn state(&self, file: &str) -> PathBuf {
+        self.host.path(&format!("{DISK}/{file}"))
+    }
+
+    /// What /readyz says.
+    pub fn ready(&self) -> Result<bool> {
+        Ok(self.get("/readyz")?.starts_with("HTTP/1.1 200"))
+    }
+
+    /// A counter of /metrics, by the end of its name.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let text = self.get("/metrics")?;
+        let line = text.lines().find(|line| {
+            line.split(' ')
+                .next()
+                .is_some_and(|metric| metric.ends_with(name))
+        });
+        line.and_then(|line| line.split(' ').next_back()?.parse().ok())
+            .with_context(|| format!("no {name} in {text}"))
+    }
+
+    /// An answer of the HTTP listener, which is on the host's loopback.
+    fn get(&self, path: &str) -> Result<String> {
+        self.host.inside(|| {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS_PORT))
+                .context("connect to the coordinator's metrics")?;
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).context("ask")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).context("listen")?;
+            Ok(answer)
+        })?
     }
 
     /// `kill -9`, at once.

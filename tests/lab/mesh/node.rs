@@ -28,6 +28,9 @@ pub struct Node {
     backend: Backend,
 }
 
+/// WireGuard's port of every node.
+pub const WIREGUARD_PORT: u16 = 51_820;
+
 /// From the start of the agent to its first answer.
 const START: Duration = Duration::from_secs(5);
 
@@ -67,6 +70,7 @@ impl Node {
     fn launch(host: &Host, backend: Backend) -> Result<Process> {
         let mut command = host.command(User::Agent, "mesh-agent");
         command.arg("--state-dir").arg(host.folder().join("agent"));
+        command.args(["--listen-port", &WIREGUARD_PORT.to_string()]);
         command.args([
             "--backend",
             match backend {
@@ -152,5 +156,33 @@ impl Node {
             .filter(|row| number(row, "/line").is_ok_and(|found| found == line))
             .map(|row| number(row, "/packets"))
             .sum()
+    }
+
+    /// Takes the egress program off the mesh device, as root of the node could. False if there
+    /// was none.
+    pub fn detach_egress(&self) -> Result<bool> {
+        let mut removed = false;
+        // With TCX the pin is all that holds the link; without it, the filter holds itself.
+        let folders = std::fs::read_dir(self.host.path("/sys/fs/bpf/mesh-agent"))
+            .context("list the agent's pins")?;
+        for folder in folders.filter_map(Result::ok) {
+            for pin in std::fs::read_dir(folder.path())
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok)
+            {
+                if pin.file_name() == "egress" {
+                    std::fs::remove_file(pin.path()).context("remove a pin")?;
+                    removed = true;
+                }
+            }
+        }
+        if !removed {
+            removed = self
+                .host
+                .run("tc", &["filter", "del", "dev", "mesh0", "egress"])
+                .is_ok();
+        }
+        Ok(removed)
     }
 }
