@@ -171,7 +171,7 @@ impl Node {
                 .flatten()
                 .filter_map(Result::ok)
             {
-                if pin.file_name() == "egress" {
+                if pin.file_name() == "link_eg" {
                     std::fs::remove_file(pin.path()).context("remove a pin")?;
                     removed = true;
                 }
