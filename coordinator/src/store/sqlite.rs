@@ -1,0 +1,673 @@
+//! The embedded store: one SQLite file, one connection, one writer.
+//!
+//! SQLite calls a file sound that was cut to nothing, and its own checks miss most single flipped
+//! bits. So a file is only taken for ours when its header, marker, every row's sum and the sum of
+//! the sums agree, and when it has come at least as far as what was acknowledged from it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::node::{Epoch, Generation, MeshId, NodeId, UnixTime};
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, TypeInfo as _, ValueRef as _};
+
+use super::rows::{self, Columns, Instance, Sum, Table, Value};
+use super::{Batch, Founding, Loaded, OpenError, StoreError, Write};
+use crate::state_dir::{StateDir, sync_directory};
+
+/// "mesh", at offset 68 of every file of ours (<https://www.sqlite.org/fileformat.html>).
+pub(super) const APPLICATION_ID: u32 = 0x6d65_7368;
+/// How long a write waits for somebody else's lock (a backup tool, a curious sqlite3).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Below this, a failed write is put down to the full disk.
+const NO_SPACE: u64 = 64 * 1024;
+
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// An open database, verified, with the sum of every row that it holds.
+#[derive(Debug)]
+pub struct Sqlite {
+    connection: SqliteConnection,
+    path: PathBuf,
+    instance: Instance,
+    sums: Sums,
+}
+
+/// By table and id.
+type Sums = BTreeMap<(&'static str, i64), Sum>;
+
+impl Sqlite {
+    pub(super) async fn open(
+        state: &StateDir,
+        found: impl FnOnce() -> Founding + Send,
+    ) -> Result<(Self, Loaded), OpenError> {
+        let path = state.database();
+        let marker = state.marker().map_err(OpenError::StateDir)?;
+        finish_rename(state, marker)?;
+        match (marker, exists(&path)?) {
+            (None, true) => Err(OpenError::Foreign(show(&path))),
+            (Some(_), false) => Err(OpenError::Missing(show(&path))),
+            (None, false) => {
+                let founding = found();
+                let mesh = founding.mesh.id;
+                create(state, founding).await?;
+                Self::open_marked(state, mesh).await
+            }
+            (Some(mesh), true) => Self::open_marked(state, mesh).await,
+        }
+    }
+
+    async fn open_marked(state: &StateDir, marker: MeshId) -> Result<(Self, Loaded), OpenError> {
+        let path = state.database();
+        let (store, loaded) = Self::open_file(&path).await?;
+        if loaded.mesh.id != marker {
+            return Err(OpenError::OtherMesh {
+                path: show(&path),
+                found: loaded.mesh.id.to_string(),
+                marker: marker.to_string(),
+            });
+        }
+        if let Some((epoch, known)) = state.high_water()
+            && (loaded.epoch, loaded.generation) < (epoch, known)
+        {
+            return Err(OpenError::Rollback {
+                path: show(&path),
+                found: loaded.generation,
+                known,
+            });
+        }
+        Ok((store, loaded))
+    }
+
+    /// Opens a file that must be one of ours, believing nothing: header, SQLite's own check,
+    /// schema, every row.
+    pub(super) async fn open_file(path: &Path) -> Result<(Self, Loaded), OpenError> {
+        check_header(path)?;
+        let bad = |what: String| OpenError::Damaged {
+            path: show(path),
+            what,
+        };
+        let refused = |error: sqlx::Error| match failed(path, error) {
+            error @ (StoreError::Busy | StoreError::Full) => OpenError::Store(error),
+            error => bad(error.to_string()),
+        };
+        let mut connection = connect(path).await.map_err(refused)?;
+        let answer: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(refused)?;
+        if answer != "ok" {
+            return Err(bad(answer));
+        }
+        match MIGRATIONS.run_direct(None, &mut connection, false).await {
+            Ok(()) => {}
+            Err(MigrateError::VersionMissing(_)) => return Err(OpenError::Newer(show(path))),
+            Err(error) => return Err(bad(error.to_string())),
+        }
+        let Contents {
+            instance,
+            sums,
+            loaded,
+        } = match read(&mut connection, path).await {
+            Ok(contents) => contents,
+            Err(StoreError::Damaged(what)) => return Err(bad(what)),
+            Err(error) => return Err(error.into()),
+        };
+        let store = Self {
+            connection,
+            path: path.to_owned(),
+            instance,
+            sums,
+        };
+        Ok((store, loaded))
+    }
+
+    /// Reads and verifies everything once more.
+    pub(super) async fn reload(&mut self) -> Result<Loaded, StoreError> {
+        let contents = read(&mut self.connection, &self.path).await?;
+        self.instance = contents.instance;
+        self.sums = contents.sums;
+        Ok(contents.loaded)
+    }
+
+    /// Starts a new epoch in a copy that is about to take a database's place.
+    pub(super) async fn begin_epoch(&mut self, epoch: Epoch) -> Result<(), StoreError> {
+        self.instance.epoch = epoch.0;
+        let result = put_instance(&mut self.connection, &self.instance).await;
+        result.map_err(|error| failed(&self.path, error))
+    }
+
+    // === writing ===
+
+    pub(super) async fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut instance = self.instance.clone();
+        instance.generation = batch.to.0;
+        instance.next_id = batch.next_id;
+        let mut sums = BTreeMap::new();
+        let result = self.write(batch, &mut instance, &mut sums).await;
+        result.map_err(|error| match error {
+            Failure::Conflict => StoreError::Conflict,
+            Failure::Sql(error) => failed(&self.path, error),
+        })?;
+        self.instance = instance;
+        for (row, sum) in sums {
+            match sum {
+                Some(sum) => drop(self.sums.insert(row, sum)),
+                None => drop(self.sums.remove(&row)),
+            }
+        }
+        Ok(())
+    }
+
+    /// `instance.root` and `sums` follow the rows; they only count once all is committed.
+    async fn write(
+        &mut self,
+        batch: &Batch,
+        instance: &mut Instance,
+        sums: &mut BTreeMap<(&'static str, i64), Option<Sum>>,
+    ) -> Result<(), Failure> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        for Step { table, id, values } in steps(&batch.writes, &self.sums) {
+            let row = (table.name, id);
+            let before = match sums.get(&row) {
+                Some(pending) => *pending,
+                None => self.sums.get(&row).copied(),
+            };
+            if let Some(before) = before {
+                rows::toggle(&mut instance.root, &before);
+            }
+            let after = values.as_ref().map(|values| rows::sum(table.name, values));
+            if let Some(after) = after {
+                rows::toggle(&mut instance.root, &after);
+            }
+            let query = match (values, after) {
+                (Some(values), Some(sum)) => values
+                    .into_iter()
+                    .chain([Value::Blob(sum.to_vec())])
+                    .fold(sqlx::query(table.put), bind),
+                _ => bind(sqlx::query(table.delete), Value::Int(id)),
+            };
+            query.execute(&mut *tx).await?;
+            sums.insert(row, after);
+        }
+        // The guard makes this transaction the only one that follows `from`: another writer's
+        // would have moved it.
+        let sum = rows::sum("instance", &rows::instance(instance));
+        let query = sqlx::query(
+            "UPDATE instance SET generation = ?, next_id = ?, root = ?, sum = ? \
+             WHERE id = 1 AND epoch = ? AND generation = ?",
+        );
+        let values = [
+            rows::int(instance.generation),
+            rows::int(instance.next_id),
+            Value::Blob(instance.root.to_vec()),
+            Value::Blob(sum.to_vec()),
+            rows::int(instance.epoch),
+            rows::int(batch.from.0),
+        ];
+        let moved = values
+            .into_iter()
+            .fold(query, bind)
+            .execute(&mut *tx)
+            .await?;
+        if moved.rows_affected() != 1 {
+            return Err(Failure::Conflict);
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub(super) async fn note_seen(
+        &mut self,
+        seen: &[(NodeId, UnixTime)],
+    ) -> Result<(), StoreError> {
+        let result: Result<(), sqlx::Error> = async {
+            let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+            for (node, at) in seen {
+                // A node that was deleted meanwhile is passed over.
+                let query = sqlx::query(
+                    "INSERT OR REPLACE INTO last_seen SELECT id, ? FROM node WHERE id = ?",
+                );
+                let query = bind(bind(query, rows::int(at.0)), rows::int(node.0));
+                query.execute(&mut *tx).await?;
+            }
+            tx.commit().await
+        }
+        .await;
+        result.map_err(|error| failed(&self.path, error))
+    }
+
+    pub(super) async fn probe(&mut self, now: UnixTime) -> Result<(), StoreError> {
+        let query = sqlx::query("INSERT OR REPLACE INTO probe VALUES (1, ?)");
+        let result = bind(query, rows::int(now.0))
+            .execute(&mut self.connection)
+            .await;
+        result.map(drop).map_err(|error| failed(&self.path, error))
+    }
+
+    pub(super) async fn backup(&mut self, path: &Path) -> Result<u64, StoreError> {
+        let text = path
+            .to_str()
+            .ok_or_else(|| StoreError::Failed("the path of a backup is UTF-8".to_owned()))?;
+        let io = |error: std::io::Error| StoreError::Failed(error.to_string());
+        // An empty file of our mode is what VACUUM fills.
+        drop(crate::state_dir::private().create_new(true).open(path).map_err(io)?);
+        let result = sqlx::query("VACUUM INTO ?")
+            .bind(text)
+            .execute(&mut self.connection)
+            .await;
+        if let Err(error) = result {
+            drop(fs::remove_file(path));
+            return Err(failed(&self.path, error));
+        }
+        let file = fs::File::open(path).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        sync_directory(path).map_err(io)?;
+        Ok(file.metadata().map_err(io)?.len())
+    }
+
+    pub(super) async fn close(self) -> Result<(), StoreError> {
+        let closed = self.connection.close().await;
+        closed.map_err(|error| StoreError::Failed(error.to_string()))
+    }
+
+    /// Lets the file grow to `pages` pages only, as a full disk would.
+    #[cfg(test)]
+    pub(crate) async fn limit_pages(&mut self, pages: u32) {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(&mut self.connection)
+            .await
+            .unwrap();
+    }
+}
+
+enum Failure {
+    Conflict,
+    Sql(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// One row to be put, or with `values` left out deleted.
+struct Step {
+    table: &'static Table,
+    id: i64,
+    values: Option<Vec<Value>>,
+}
+
+/// The writes as rows, in order. A policy replaces every one that is stored or was just put.
+fn steps(writes: &[Write], stored: &Sums) -> Vec<Step> {
+    let of_policy = |(table, id): &(&'static str, i64)| (*table == "policy").then_some(*id);
+    let mut policies: Vec<i64> = stored.keys().filter_map(of_policy).collect();
+    let mut steps = Vec::new();
+    for write in writes {
+        let (table, id, values) = match write {
+            Write::PutUser(user) => (&rows::USER, user.id.0, Some(rows::user(user))),
+            Write::DeleteUser(id) => (&rows::USER, id.0, None),
+            Write::PutNode(node) => (&rows::NODE, node.id.0, Some(rows::node(node))),
+            Write::DeleteNode(id) => (&rows::NODE, id.0, None),
+            Write::PutKey(key) => (&rows::KEY, key.id.0, Some(rows::key(key))),
+            Write::DeleteKey(id) => (&rows::KEY, id.0, None),
+            Write::PutPolicy(policy) => {
+                let gone = std::mem::replace(&mut policies, vec![rows::signed(policy.version)]);
+                steps.extend(gone.into_iter().map(|id| Step {
+                    table: &rows::POLICY,
+                    id,
+                    values: None,
+                }));
+                (&rows::POLICY, policy.version, Some(rows::policy(policy)))
+            }
+        };
+        steps.push(Step {
+            table,
+            id: rows::signed(id),
+            values,
+        });
+    }
+    steps
+}
+
+// === reading ===
+
+struct Contents {
+    instance: Instance,
+    sums: Sums,
+    loaded: Loaded,
+}
+
+/// Reads every row that feeds the world; any that does not carry its own sum fails the whole.
+async fn read(connection: &mut SqliteConnection, path: &Path) -> Result<Contents, StoreError> {
+    let select = "SELECT id, mesh, domain, pool_v4, pool_v6, coordinator, created, epoch, \
+                  generation, next_id, root, sum FROM instance NOT INDEXED";
+    let found = sqlx::query(select).fetch_all(&mut *connection).await;
+    let found = found.map_err(|error| failed(path, error))?;
+    let [row] = found.as_slice() else {
+        return Err(damaged("the instance row is missing"));
+    };
+    let (values, _) = checked("instance", rows::INSTANCE_COLUMNS, row)?;
+    let instance =
+        rows::read_instance(&mut Columns::new(values)).map_err(|e| unreadable("instance", e))?;
+
+    let mut tables = Tables {
+        connection,
+        path,
+        sums: BTreeMap::new(),
+    };
+    let users = tables.read(&rows::USER, rows::read_user).await?;
+    let nodes = tables.read(&rows::NODE, rows::read_node).await?;
+    let keys = tables.read(&rows::KEY, rows::read_key).await?;
+    let policies = tables.read(&rows::POLICY, rows::read_policy).await?;
+    let sums = tables.sums;
+    let mut root = Sum::default();
+    for sum in sums.values() {
+        rows::toggle(&mut root, sum);
+    }
+    if root != instance.root {
+        return Err(damaged("rows are missing, doubled or from another time"));
+    }
+
+    let seen: Vec<(i64, i64)> = sqlx::query_as("SELECT node, at FROM last_seen NOT INDEXED")
+        .fetch_all(connection)
+        .await
+        .map_err(|error| failed(path, error))?;
+    let seen = seen.into_iter().filter_map(|(node, at)| {
+        let (node, at) = (node.try_into().ok()?, at.try_into().ok()?);
+        Some((NodeId(node), UnixTime(at)))
+    });
+    let loaded = Loaded {
+        mesh: instance.mesh.clone(),
+        coordinator: instance.coordinator,
+        epoch: Epoch(instance.epoch),
+        generation: Generation(instance.generation),
+        next_id: instance.next_id,
+        users: by_id(users, |user| user.id),
+        nodes: by_id(nodes, |node| node.id),
+        keys: by_id(keys, |key| key.id),
+        policy: policies
+            .into_iter()
+            .max_by_key(|policy| policy.version)
+            .map(Arc::new),
+        last_seen: seen.collect(),
+    };
+    Ok(Contents {
+        instance,
+        sums,
+        loaded,
+    })
+}
+
+struct Tables<'a> {
+    connection: &'a mut SqliteConnection,
+    path: &'a Path,
+    sums: Sums,
+}
+
+impl Tables<'_> {
+    async fn read<T>(
+        &mut self,
+        table: &Table,
+        read: fn(&mut Columns) -> Result<T, rows::Unreadable>,
+    ) -> Result<Vec<T>, StoreError> {
+        let found = sqlx::query(table.select)
+            .fetch_all(&mut *self.connection)
+            .await;
+        let found = found.map_err(|error| failed(self.path, error))?;
+        let mut items = Vec::with_capacity(found.len());
+        for row in &found {
+            let (values, sum) = checked(table.name, table.columns, row)?;
+            let Some(Value::Int(id)) = values.first() else {
+                return Err(damaged("a row has no id"));
+            };
+            self.sums.insert((table.name, *id), sum);
+            let item = read(&mut Columns::new(values)).map_err(|e| unreadable(table.name, e))?;
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+// === files ===
+
+/// Makes the database of a new mesh beside its place, and moves it there when it is whole. The
+/// marker comes in between: from then on this directory is never taken for new again.
+async fn create(state: &StateDir, founding: Founding) -> Result<(), OpenError> {
+    let path = state.database_new();
+    remove_database(&path)?;
+    let io = |error: std::io::Error| OpenError::StateDir(error.into());
+    // Ours alone; SQLite gives its side files the same mode.
+    drop(
+        crate::state_dir::private()
+            .create_new(true)
+            .open(&path)
+            .map_err(io)?,
+    );
+    let instance = Instance {
+        mesh: founding.mesh,
+        coordinator: founding.coordinator,
+        created: founding.now,
+        epoch: 1,
+        generation: 1,
+        next_id: 1,
+        root: Sum::default(),
+    };
+    let sql = async {
+        let mut connection = connect(&path).await?;
+        sqlx::query("PRAGMA application_id = 0x6d657368")
+            .execute(&mut connection)
+            .await?;
+        MIGRATIONS
+            .run_direct(None, &mut connection, false)
+            .await
+            .map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
+        put_instance(&mut connection, &instance).await?;
+        connection.close().await
+    };
+    sql.await
+        .map_err(|error| StoreError::Failed(error.to_string()))?;
+    fs::File::open(&path)
+        .and_then(|file| file.sync_all())
+        .map_err(io)?;
+    state
+        .write_marker(instance.mesh.id)
+        .map_err(OpenError::StateDir)?;
+    fs::rename(&path, state.database()).map_err(io)?;
+    sync_directory(&path).map_err(io)
+}
+
+/// Writes the instance row anew.
+pub(super) async fn put_instance(
+    connection: &mut SqliteConnection,
+    instance: &Instance,
+) -> Result<(), sqlx::Error> {
+    let values = rows::instance(instance);
+    let sum = rows::sum("instance", &values);
+    let insert = "INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    values
+        .into_iter()
+        .chain([Value::Blob(sum.to_vec())])
+        .fold(sqlx::query(insert), bind)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// A start or a restore that died between its marker and its rename left a whole file: take it.
+/// Without a marker, or beside a database, it is the rest of an attempt that never counted.
+fn finish_rename(state: &StateDir, marker: Option<MeshId>) -> Result<(), OpenError> {
+    let (new, path) = (state.database_new(), state.database());
+    if !exists(&new)? {
+        return Ok(());
+    }
+    if marker.is_some() && !exists(&path)? {
+        remove_side_files(&path)?;
+        fs::rename(&new, &path).map_err(|error| OpenError::StateDir(error.into()))
+    } else {
+        remove_database(&new)
+    }
+}
+
+fn remove_database(path: &Path) -> Result<(), OpenError> {
+    remove(path)?;
+    remove_side_files(path)
+}
+
+/// A write-ahead log belongs to one file only; beside another it could be taken for its own.
+pub(super) fn remove_side_files(path: &Path) -> Result<(), OpenError> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        remove(&side_file(path, suffix))?;
+    }
+    Ok(())
+}
+
+pub(super) fn side_file(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(OpenError::StateDir(error.into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn exists(path: &Path) -> Result<bool, OpenError> {
+    // A link to nowhere exists too: somebody put it there.
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(OpenError::StateDir(error.into())),
+    }
+}
+
+/// Looks at the bytes before SQLite may touch them.
+fn check_header(path: &Path) -> Result<(), OpenError> {
+    let mut header = [0; 100];
+    let mut file = fs::File::open(path).map_err(|error| OpenError::StateDir(error.into()))?;
+    let what = if file.read_exact(&mut header).is_err() {
+        "it is shorter than a database's header"
+    } else if &header[..16] != b"SQLite format 3\0" {
+        "it is not an SQLite file"
+    } else if header[68..72] != APPLICATION_ID.to_be_bytes() {
+        "its header is not one of ours"
+    } else {
+        return Ok(());
+    };
+    Err(OpenError::Damaged {
+        path: show(path),
+        what: what.to_owned(),
+    })
+}
+
+async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("cell_size_check", "ON")
+        .disable_statement_logging()
+        .connect()
+        .await
+}
+
+// === values ===
+
+type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
+
+fn bind(query: Query, value: Value) -> Query {
+    match value {
+        Value::Null => query.bind(None::<i64>),
+        Value::Int(n) => query.bind(n),
+        Value::Text(text) => query.bind(text),
+        Value::Blob(bytes) => query.bind(bytes),
+    }
+}
+
+/// The first `columns` values of a row, if the sum behind them is theirs.
+fn checked(table: &str, columns: usize, row: &SqliteRow) -> Result<(Vec<Value>, Sum), StoreError> {
+    let broken = || damaged(&format!("a row of {table} does not have its own checksum"));
+    let values: Option<Vec<Value>> = (0..columns).map(|n| value(row, n)).collect();
+    let values = values.ok_or_else(broken)?;
+    let sum = rows::sum(table, &values);
+    match value(row, columns) {
+        Some(Value::Blob(stored)) if stored == sum => Ok((values, sum)),
+        _ => Err(broken()),
+    }
+}
+
+fn value(row: &SqliteRow, index: usize) -> Option<Value> {
+    let raw = row.try_get_raw(index).ok()?;
+    if raw.is_null() {
+        return Some(Value::Null);
+    }
+    match raw.type_info().name() {
+        "INTEGER" => row.try_get(index).map(Value::Int).ok(),
+        "TEXT" => row.try_get(index).map(Value::Text).ok(),
+        "BLOB" => row.try_get(index).map(Value::Blob).ok(),
+        _ => None,
+    }
+}
+
+fn by_id<K: Ord, T>(items: Vec<T>, id: impl Fn(&T) -> K) -> BTreeMap<K, Arc<T>> {
+    let keyed = items.into_iter().map(|item| (id(&item), Arc::new(item)));
+    keyed.collect()
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(what.to_owned())
+}
+
+fn unreadable(table: &str, column: rows::Unreadable) -> StoreError {
+    StoreError::Damaged(format!("column {} of {table} is unreadable", column.0))
+}
+
+/// The primary result code (<https://www.sqlite.org/rescode.html>).
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let extended: u32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(extended & 0xff)
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Names the failure; a failed write on a disk without space is the disk's fault.
+fn failed(path: &Path, error: sqlx::Error) -> StoreError {
+    let full = || {
+        rustix::fs::statvfs(path.parent().unwrap_or(path))
+            .is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NO_SPACE)
+    };
+    match code(&error) {
+        Some(13) => StoreError::Full,
+        Some(10) if full() => StoreError::Full,
+        Some(5 | 6) => StoreError::Busy,
+        Some(11 | 26) => StoreError::Damaged(error.to_string()),
+        _ if matches!(
+            error,
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)
+        ) =>
+        {
+            StoreError::Damaged(error.to_string())
+        }
+        _ => StoreError::Failed(error.to_string()),
+    }
+}
