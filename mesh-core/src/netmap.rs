@@ -14,6 +14,7 @@ use crate::node::{Addresses, Epoch, Generation, Name, NodeId, Tag, UnixTime, Use
 use crate::world::Mesh;
 use crate::{Direction, Identity, RuleId};
 
+pub mod build;
 pub mod delta;
 pub mod digest;
 
