@@ -1,2 +1,7 @@
-//! The control plane of the mesh.
-fn main() {}
+//! The coordinator's one program: `mesh-coordinator serve`, and its operator's verbs.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    coordinator::cli::main()
+}

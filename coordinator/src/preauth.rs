@@ -199,10 +199,7 @@ mod tests {
         let now = UnixTime(150);
         assert_eq!(good.usable(now), Ok(()));
         assert_eq!(good.usable(UnixTime(200)), Err(KeyRefused::Expired));
-        let used = PreAuthKey {
-            uses: 1,
-            ..good.clone()
-        };
+        let used = PreAuthKey { uses: 1, ..good };
         assert_eq!(used.usable(now), Err(KeyRefused::UsedUp));
         let reusable = PreAuthKey {
             reusable: true,

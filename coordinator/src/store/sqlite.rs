@@ -259,7 +259,12 @@ impl Sqlite {
             .ok_or_else(|| StoreError::Failed("the path of a backup is UTF-8".to_owned()))?;
         let io = |error: std::io::Error| StoreError::Failed(error.to_string());
         // An empty file of our mode is what VACUUM fills.
-        drop(crate::state_dir::private().create_new(true).open(path).map_err(io)?);
+        drop(
+            crate::state_dir::private()
+                .create_new(true)
+                .open(path)
+                .map_err(io)?,
+        );
         let result = sqlx::query("VACUUM INTO ?")
             .bind(text)
             .execute(&mut self.connection)
@@ -277,16 +282,6 @@ impl Sqlite {
     pub(super) async fn close(self) -> Result<(), StoreError> {
         let closed = self.connection.close().await;
         closed.map_err(|error| StoreError::Failed(error.to_string()))
-    }
-
-    /// Lets the file grow to `pages` pages only, as a full disk would.
-    #[cfg(test)]
-    pub(crate) async fn limit_pages(&mut self, pages: u32) {
-        let sql = format!("PRAGMA max_page_count = {pages}");
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .execute(&mut self.connection)
-            .await
-            .unwrap();
     }
 }
 

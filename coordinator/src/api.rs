@@ -1,0 +1,5 @@
+//! Doors only: decode, call, encode.
+
+pub mod admin;
+pub mod control;
+pub mod error;
