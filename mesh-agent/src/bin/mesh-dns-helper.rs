@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -69,7 +69,7 @@ fn serve(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     let allowed = user_id(&options.user)?;
-    let (listener, activated) = listen(options.socket.as_deref())?;
+    let (listener, activated) = listen(options.socket.as_deref(), allowed)?;
     loop {
         let (stream, _) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -92,7 +92,7 @@ fn serve(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-fn listen(path: Option<&Path>) -> anyhow::Result<(UnixListener, bool)> {
+fn listen(path: Option<&Path>, user: u32) -> anyhow::Result<(UnixListener, bool)> {
     let Some(path) = path else {
         let socket = io::stdin().lock();
         let socket = rustix::io::fcntl_dupfd_cloexec(&socket, 3).context("take the socket")?;
@@ -108,8 +108,11 @@ fn listen(path: Option<&Path>) -> anyhow::Result<(UnixListener, bool)> {
     if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
     }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    let context = || format!("listen on {}", path.display());
+    let listener = UnixListener::bind(path).with_context(context)?;
+    // As the socket unit has it: nobody else can even connect.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(context)?;
+    chown(path, Some(user), None).with_context(context)?;
     Ok((listener, false))
 }
 
