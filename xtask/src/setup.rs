@@ -182,6 +182,7 @@ const PACKAGES: &[Package] = &[
         Purpose::Test,
     ),
     package("procps", "/usr/bin/pgrep", Purpose::Test),
+    package("systemd", "/usr/bin/systemd-analyze", Purpose::Test),
     package("kmod", "/sbin/modprobe", Purpose::Test),
     package("xz-utils", "/usr/bin/xz", Purpose::Test),
     package("zstd", "/usr/bin/zstd", Purpose::Test),
