@@ -79,11 +79,7 @@ impl Gate {
 }
 
 pub(super) fn run(shared: &Shared) {
-    let mut inbound = Inbound {
-        scratch: vec![0; MAX_MESSAGE],
-        outbox: Outbox::new(),
-        sources: Sources::default(),
-    };
+    let mut inbound = Inbound::new();
     let mut batch = RecvBatch::new(RECEIVE, MAX_MESSAGE);
     while !shared.stopped() {
         let socket = shared.socket();
@@ -106,6 +102,14 @@ struct Inbound {
 }
 
 impl Inbound {
+    fn new() -> Self {
+        Self {
+            scratch: vec![0; MAX_MESSAGE],
+            outbox: Outbox::new(),
+            sources: Sources::default(),
+        }
+    }
+
     fn take(&mut self, shared: &Shared, socket: &Socket, batch: &RecvBatch) {
         let Some(gate) = shared.gate() else {
             return;
@@ -250,6 +254,44 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use boringtun::noise::Tunn;
+    use boringtun::x25519::StaticSecret;
+
+    /// An initiation that `gate` may not refuse for its form.
+    fn initiation(gate: &Gate) -> Vec<u8> {
+        let secret = StaticSecret::from([9; 32]);
+        let mut tunnel = Tunn::new(secret, gate.identity.public, None, None, 7, None);
+        let mut message = vec![0; 148];
+        tunnel.format_handshake_initiation(&mut message, false);
+        message
+    }
+
+    #[test]
+    fn under_load_a_stranger_is_asked_for_a_cookie_and_costs_no_curve() {
+        let gate = Gate::new(Identity::new([7; 32]));
+        let mut inbound = Inbound::new();
+        let message = initiation(&gate);
+        let from = Endpoint::new("192.0.2.1:9".parse().unwrap());
+        let mut admit = || inbound.admit(&gate, &message, from).is_some();
+        let admitted = (0..2 * UNHINDERED).filter(|_| admit()).count();
+        assert_eq!(admitted, UNHINDERED as usize);
+        for (answer, to) in inbound.outbox.take_messages() {
+            assert!(answer.len() < message.len(), "no amplification");
+            assert_eq!(to, from);
+        }
+    }
+
+    #[test]
+    fn an_initiation_for_another_key_is_met_with_silence() {
+        let gate = Gate::new(Identity::new([7; 32]));
+        let other = Gate::new(Identity::new([8; 32]));
+        let mut inbound = Inbound::new();
+        let from = Endpoint::new("192.0.2.1:9".parse().unwrap());
+        for _ in 0..2 * UNHINDERED {
+            assert!(inbound.admit(&gate, &initiation(&other), from).is_none());
+        }
+        assert!(inbound.outbox.take_messages().is_empty());
+    }
 
     #[test]
     fn one_source_gets_a_burst_and_then_its_rate() {
