@@ -52,6 +52,17 @@ impl Ring {
         }
     }
 
+    /// The test targets that it is made of.
+    fn targets(self) -> &'static [&'static str] {
+        match self {
+            Self::Sim => &["sim"],
+            Self::Fuzz => &["fuzz"],
+            Self::Ebpf => &["ebpf"],
+            Self::Netns => &["netns", "conformance"],
+            Self::Vm => &["vm"],
+        }
+    }
+
     /// These change the machine's namespaces, devices or BPF file system.
     fn needs_root(self) -> bool {
         match self {
@@ -113,7 +124,9 @@ impl Options {
         let mut build = shell::cargo();
         build.args(["test", "--locked", "--no-run", "--workspace"]);
         if let Some(ring) = self.ring {
-            build.args(["--test", ring.name()]);
+            for target in ring.targets() {
+                build.args(["--test", target]);
+            }
         }
         build.arg("--message-format=json-render-diagnostics");
         shell::announce(&build);
@@ -169,7 +182,7 @@ impl Program {
         let of_rings = folder.file_name()? == "tests";
         let ring = Ring::ALL
             .into_iter()
-            .find(|ring| of_rings && ring.name() == target);
+            .find(|ring| of_rings && ring.targets().contains(&target));
         Some(Self {
             ring,
             name: ring.map_or_else(
@@ -179,7 +192,10 @@ impl Program {
                         folder.file_name().unwrap_or_default().display()
                     )
                 },
-                |ring| format!("ring {}", ring.name()),
+                |ring| match ring.name() {
+                    name if name == target => format!("ring {name}"),
+                    name => format!("ring {name}, {target}"),
+                },
             ),
             folder: folder.to_owned(),
             executable: message["executable"].as_str()?.into(),
