@@ -14,6 +14,9 @@
 //! kernel knows as identities, and rules are only ever multiplied out over the classes that a node
 //! can meet, never over addresses.
 
+mod approve;
+mod apps;
+mod attributes;
 mod bits;
 mod check;
 mod compile;
@@ -22,21 +25,27 @@ mod explain;
 mod hujson;
 mod identity;
 mod ipset;
+mod ipsets;
 mod peers;
 mod ports;
+mod posture;
 mod problem;
 mod resolve;
 mod selector;
+mod ssh;
 mod syntax;
 mod tests_block;
 
+pub use approve::auto_approved;
+pub use apps::Capabilities;
 pub use check::check;
 pub use compile::{CompiledPolicy, compile};
 pub use explain::Decision;
 pub use hujson::MAX_SIZE;
 pub use problem::{Problem, Problems, Span};
 pub use resolve::Subjects;
-pub use syntax::Document;
+pub use ssh::SshRule;
+pub use syntax::{Document, SshAction};
 
 /// A policy to start from, with every role that a small mesh has.
 pub const EXAMPLE: &str = include_str!("../../deploy/policy.example.hujson");

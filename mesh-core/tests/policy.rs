@@ -1,4 +1,5 @@
 //! The policy language through its public door: what is refused, who reaches whom, who sees whom.
+#![expect(clippy::unwrap_used, reason = "tests panic freely")]
 
 use mesh_core::netmap::Action;
 use mesh_core::policy::{ALLOW_ALL, CompiledPolicy, Document, EXAMPLE};

@@ -3,12 +3,17 @@
 //! Most of it is the reference's list of refusals. A policy that is refused here changes nothing:
 //! the one that runs goes on running.
 
+use ipnet::IpNet;
+
 use super::problem::{Complaints, Problems, Span, Spanned};
 use super::resolve::{Resolver, Subjects};
 use super::selector::{Autogroup, Selector};
 use super::syntax::{Clause, Document, Kind};
-use super::{compile, tests_block};
+use super::{compile, ipsets, tests_block};
 use crate::node::Tag;
+use crate::world::Pools;
+
+mod ssh;
 
 /// Refuses what is undefined or makes no sense, and what the policy's own `tests` say is wrong.
 pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problems> {
@@ -22,15 +27,47 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
     }
     for owners in document.tag_owners.values() {
         for owner in &owners.value {
-            names.defined(owner, &mut complaints);
+            names.owner(owner, &mut complaints);
         }
+    }
+    for step in document.ip_sets.values().flat_map(|steps| &steps.value) {
+        let selector = Spanned {
+            value: step.value.selector.clone(),
+            span: step.span,
+        };
+        names.defined(&selector, &mut complaints);
+    }
+    if let Err(endless) = ipsets::resolve(document) {
+        complaints.add(endless.span, endless.message);
+    }
+    for posture in &document.default_posture {
+        names.posture(posture, &mut complaints);
     }
     for clause in &document.clauses {
         names.clause(clause, &mut complaints);
     }
-    if complaints.is_empty() && !document.tests.is_empty() {
+    for clause in &document.node_attributes {
+        for target in &clause.target {
+            names.defined(target, &mut complaints);
+            attribute_target(target, &mut complaints);
+        }
+        for pool in &clause.ip_pool {
+            ip_pool(pool, subjects, &mut complaints);
+        }
+    }
+    let approvers = &document.auto_approvers;
+    let routes = approvers.routes.iter().map(|(_, owners)| owners);
+    for owner in routes.chain([&approvers.exit_node]).flatten() {
+        names.owner(owner, &mut complaints);
+    }
+    for clause in &document.ssh {
+        ssh::clause(&names, clause, &mut complaints);
+    }
+    let tested = !document.tests.is_empty() || !document.ssh_tests.is_empty();
+    if complaints.is_empty() && tested {
         let compiled = compile(document, subjects, None);
         tests_block::run(document, subjects, &compiled, &mut complaints);
+        ssh::run_tests(document, subjects, &compiled, &mut complaints);
     }
     complaints.settle(&document.text)
 }
@@ -57,7 +94,10 @@ impl Names<'_> {
             user @ Selector::User(name) if self.resolver.users(user).len() > 1 => {
                 format!("multiple users found for {name:?}; write the whole login")
             }
-            Selector::IpSet(_) | Selector::Idp(_) | Selector::Autogroup(Autogroup::Role(_)) => {
+            Selector::IpSet(name) if !document.ip_sets.contains_key(name) => {
+                format!("ip set not defined in policy: {name:?}; define it in \"ipsets\"")
+            }
+            Selector::Idp(_) | Selector::Autogroup(Autogroup::Role(_)) => {
                 format!(
                     "{} uses a feature that is not yet supported",
                     selector.value
@@ -66,6 +106,13 @@ impl Names<'_> {
             _ => return,
         };
         complaints.add(selector.span, message);
+    }
+
+    /// Administrators may do anyway what a role of theirs is named for here.
+    fn owner(&self, owner: &Spanned<Selector>, complaints: &mut Complaints) {
+        if !matches!(owner.value, Selector::Autogroup(Autogroup::Role(_))) {
+            self.defined(owner, complaints);
+        }
     }
 
     fn clause(&self, clause: &Clause, complaints: &mut Complaints) {
@@ -102,6 +149,19 @@ impl Names<'_> {
         }
         for via in &clause.via {
             self.via(via, complaints);
+        }
+        for posture in clause.posture.iter().flatten() {
+            self.posture(posture, complaints);
+        }
+    }
+
+    fn posture(&self, name: &Spanned<String>, complaints: &mut Complaints) {
+        if !self.document.postures.contains_key(&name.value) {
+            let message = format!(
+                "posture not defined: {:?}; define it in \"postures\"",
+                name.value
+            );
+            complaints.add(name.span, message);
         }
     }
 
@@ -171,5 +231,37 @@ fn own(clause: &Clause, span: Span, complaints: &mut Complaints) {
             span,
             "autogroup:self can only be used with users, groups, or supported autogroups as src",
         );
+    }
+}
+
+fn attribute_target(target: &Spanned<Selector>, complaints: &mut Complaints) {
+    if let Selector::Autogroup(
+        Autogroup::Own | Autogroup::Internet | Autogroup::DangerAll | Autogroup::NonRoot,
+    ) = target.value
+    {
+        let message = format!(
+            "nodeAttrs target does not support this autogroup: {}",
+            target.value
+        );
+        complaints.add(target.span, message);
+    }
+}
+
+/// Addresses within the default pool that mean something else: services, and the quad-100 resolver.
+const RESERVED: [&str; 2] = ["100.100.0.0/24", "100.100.100.0/24"];
+
+fn ip_pool(pool: &Spanned<IpNet>, subjects: &Subjects<'_>, complaints: &mut Complaints) {
+    let net = pool.value;
+    let mut reserved = RESERVED
+        .iter()
+        .filter_map(|text| text.parse::<IpNet>().ok());
+    let services = IpNet::V4(Pools::reserved_v4());
+    let overlaps = |other: IpNet| other.contains(&net) || net.contains(&other);
+    if overlaps(services) || reserved.any(overlaps) {
+        let message = format!("IPPool({net}): network within reserved range");
+        complaints.add(pool.span, message);
+    } else if !subjects.pools.each().iter().any(|pool| pool.contains(&net)) {
+        let message = format!("IPPool({net}): not within the mesh's own addresses");
+        complaints.add(pool.span, message);
     }
 }

@@ -8,22 +8,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::attributes;
 use super::bits::Bits;
 use super::identity::{self, Atom, AtomId, Atoms};
 use super::ports::{self, Ports, Protocol};
+use super::problem::Spanned;
 use super::resolve::{Extent, Resolver, Subjects};
 use super::selector::{Autogroup, Selector};
-use super::syntax::{Clause, Document, Icmp, Kind};
+use super::ssh;
+use super::syntax::{Clause, Document, Icmp, Kind, Services};
 use crate::netmap::{Action, PortRange, Rule};
-use crate::node::{Node, NodeId};
+use crate::node::{Node, NodeId, UserId};
 use crate::{Identity, RuleId};
 
 /// A policy applied to a world. Cheap to clone: what nodes share is behind [`Arc`]s.
 #[derive(Clone, Debug)]
 pub struct CompiledPolicy {
     pub(super) rules: Arc<Vec<(RuleId, Rule)>>,
+    /// What each rule grants beside packets: capability names and their JSON values.
+    pub(super) apps: Arc<Vec<Apps>>,
     pub(super) terms: Arc<Vec<Term>>,
     pub(super) classes: Arc<Vec<Class>>,
     pub(super) nodes: Arc<BTreeMap<NodeId, Placed>>,
@@ -31,8 +36,15 @@ pub struct CompiledPolicy {
     pub(super) addresses: Arc<BTreeMap<IpNet, NodeId>>,
     /// Nodes whose places are of the same classes see the same peers.
     pub(super) kinds: Arc<Vec<Twins>>,
+    pub(super) attributes: Arc<BTreeMap<NodeId, BTreeSet<String>>>,
+    pub(super) ssh: Arc<Vec<ssh::Compiled>>,
+    /// 0.0.0.0/0 and ::/0: sources that no peer stands for, where a rule takes in the whole world.
+    pub(super) world: [(IpNet, ClassId); 2],
     atoms: Arc<Atoms>,
 }
+
+/// Capability names, each with its values as JSON.
+pub(super) type Apps = Vec<(String, Vec<String>)>;
 
 /// Index into [`CompiledPolicy::classes`].
 pub(super) type ClassId = usize;
@@ -43,14 +55,23 @@ pub(super) struct Term {
     /// Index into [`CompiledPolicy::rules`], which is in the order of the text.
     pub(super) rule: usize,
     pub(super) action: Action,
-    pub(super) services: Vec<Service>,
+    pub(super) services: Arc<[Service]>,
     /// Source and destination belong to one user: `autogroup:self`.
     pub(super) same_owner: bool,
     /// Grants capabilities: joins nodes even where it opens nothing.
     pub(super) grants_app: bool,
-    src: Vec<AtomId>,
+    src: Arc<[AtomId]>,
+    /// Of which the source must have one, unless there are none.
+    postures: Arc<[AtomId]>,
     dst: Destination,
-    via: Vec<AtomId>,
+    via: Arc<[AtomId]>,
+}
+
+impl Term {
+    /// Holds only through the routers that it names.
+    pub(super) fn is_via(&self) -> bool {
+        !self.via.is_empty()
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +106,7 @@ pub(super) struct Placed {
     /// 0.0.0.0/0 and ::/0 as approved, and the pieces of the internet behind them.
     pub(super) exits: BTreeSet<IpNet>,
     pub(super) internet: Vec<(IpNet, ClassId)>,
+    pub(super) owner: Option<UserId>,
     pub(super) kind: usize,
 }
 
@@ -128,7 +150,14 @@ pub fn compile(
         nodes.insert(node.id, placed);
     }
     let kinds = twins(&mut nodes);
+    let world = [Ipv4Net::default().into(), Ipv6Net::default().into()]
+        .map(|net| (net, classes.class(atoms.of_net(net))));
+    let apps = clauses.iter().map(Clause::apps).collect();
     CompiledPolicy {
+        apps: Arc::new(apps),
+        attributes: Arc::new(attributes::of_all(document, &resolver, subjects)),
+        ssh: Arc::new(ssh::compile(document, &resolver, subjects)),
+        world,
         classes: Arc::new(classes.finish(&terms, &atoms)),
         rules: Arc::new(rules),
         terms: Arc::new(terms),
@@ -157,6 +186,7 @@ impl CompiledPolicy {
 
 /// The clauses of a document, or the one that stands for having none.
 struct Clauses<'a> {
+    default_posture: &'a [Spanned<String>],
     clauses: Vec<std::borrow::Cow<'a, Clause>>,
 }
 
@@ -167,6 +197,7 @@ impl<'a> Clauses<'a> {
             .unrestricted
             .then(|| std::borrow::Cow::Owned(Clause::allow_all()));
         Self {
+            default_posture: &document.default_posture,
             clauses: implied.into_iter().chain(written).collect(),
         }
     }
@@ -174,10 +205,18 @@ impl<'a> Clauses<'a> {
     fn iter(&self) -> impl Iterator<Item = &Clause> {
         self.clauses.iter().map(AsRef::as_ref)
     }
+
+    /// One of these is asked of the source. To be denied takes none.
+    fn postures<'b>(&'b self, clause: &'b Clause) -> &'b [Spanned<String>] {
+        match clause.kind {
+            Kind::Deny => &[],
+            Kind::Acl | Kind::Grant => clause.posture.as_deref().unwrap_or(self.default_posture),
+        }
+    }
 }
 
 /// What tells the nodes of one user from those of another.
-fn owner_text(user: crate::node::UserId) -> String {
+fn owner_text(user: UserId) -> String {
     format!("owner:{user}")
 }
 
@@ -189,6 +228,11 @@ fn via_text(tag: &crate::node::Tag) -> String {
 fn atoms(clauses: &Clauses<'_>, resolver: &Resolver<'_>, subjects: &Subjects<'_>) -> Atoms {
     let mut extents: BTreeMap<String, Extent> = BTreeMap::new();
     let mut same_owner = false;
+    for name in clauses.iter().flat_map(|clause| clauses.postures(clause)) {
+        extents
+            .entry(name.value.clone())
+            .or_insert_with(|| resolver.posture(&name.value));
+    }
     for clause in clauses.iter() {
         let dst = clause.dst.iter().map(|target| &target.value.selector);
         for selector in clause.src.iter().map(|src| &src.value).chain(dst.clone()) {
@@ -233,21 +277,34 @@ fn terms(
         *occurrence += 1;
         let line = document.lines.line(clause.span);
         rules.push((id, Rule { line, summary }));
-        let src: Vec<AtomId> = clause
+        let src: Arc<[AtomId]> = clause
             .src
             .iter()
             .filter_map(|src| atoms.id(&src.value.to_string()))
             .collect();
-        let via: Vec<AtomId> = clause
+        let via: Arc<[AtomId]> = clause
             .via
             .iter()
             .filter_map(|tag| atoms.id(&via_text(&tag.value)))
+            .collect();
+        let postures: Arc<[AtomId]> = clauses
+            .postures(clause)
+            .iter()
+            .filter_map(|name| atoms.id(&name.value))
             .collect();
         let action = match clause.kind {
             Kind::Deny => Action::Deny,
             Kind::Acl | Kind::Grant => Action::Accept,
         };
+        // The items of a grant are the same for all of its destinations.
+        let mut last: Option<(&Services, Arc<[Service]>)> = None;
         for target in &clause.dst {
+            let items = &target.value.services;
+            let same = match last.take() {
+                Some((before, same)) if Arc::ptr_eq(before, items) => same,
+                _ => services(items, action, document.icmp).into(),
+            };
+            last = Some((items, Arc::clone(&same)));
             let selector = &target.value.selector;
             let dst = match selector {
                 Selector::Any => Some(Destination::Everything),
@@ -257,10 +314,11 @@ fn terms(
             terms.push(Term {
                 rule: index,
                 action,
-                services: services(&target.value.services, action, document.icmp),
+                services: same,
                 same_owner: *selector == Selector::Autogroup(Autogroup::Own),
                 grants_app: !clause.app.is_empty(),
                 src: src.clone(),
+                postures: postures.clone(),
                 dst,
                 via: via.clone(),
             });
@@ -361,6 +419,7 @@ fn place(node: &Node, atoms: &Atoms, exit_pieces: &[IpNet], classes: &mut Classe
         routes,
         exits,
         internet,
+        owner: node.owner.user(),
         kind: 0,
     }
 }
@@ -412,7 +471,7 @@ impl TermIndex {
     fn of(terms: &[Term]) -> Self {
         let mut index = Self::default();
         for (id, term) in terms.iter().enumerate() {
-            for &src in &term.src {
+            for &src in term.src.iter() {
                 index.src.entry(src).or_default().insert(id);
             }
             match term.dst {
@@ -434,10 +493,10 @@ impl TermIndex {
                 dst_terms.union(terms);
             }
         }
-        let through = |id: &usize| {
-            let via = &terms[*id].via;
-            via.is_empty() || via.iter().any(|tag| key.contains(tag))
-        };
+        let any =
+            |atoms: &[AtomId]| atoms.is_empty() || atoms.iter().any(|atom| key.contains(atom));
+        let through = |id: &usize| any(&terms[*id].via);
+        let fit = |id: &usize| any(&terms[*id].postures);
         let owner = key
             .iter()
             .copied()
@@ -445,7 +504,7 @@ impl TermIndex {
         Class {
             identity,
             owner,
-            src_terms,
+            src_terms: src_terms.iter().filter(fit).collect(),
             dst_terms: dst_terms.iter().filter(through).collect(),
         }
     }

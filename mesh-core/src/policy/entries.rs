@@ -55,7 +55,7 @@ impl CompiledPolicy {
                 if term.action != action {
                     continue;
                 }
-                for Service { protocol, ports } in &term.services {
+                for Service { protocol, ports } in term.services.iter() {
                     let resolved = resolved.entry(*protocol).or_default();
                     resolved.fill(*ports, action, term.rule);
                 }
@@ -83,6 +83,19 @@ impl CompiledPolicy {
             let identity = self.classes[class].identity;
             policy.identities.entry(net).or_insert(identity);
             remote.insert(class);
+        }
+        for (net, class) in self.world {
+            let class = &self.classes[class];
+            for &mine in &local {
+                self.entries(class, &self.classes[mine], Direction::Ingress, &mut policy);
+            }
+            let known = policy
+                .entries
+                .keys()
+                .any(|key| key.remote == class.identity);
+            if known {
+                policy.identities.entry(net).or_insert(class.identity);
+            }
         }
         for &mine in &local {
             for &theirs in &remote {

@@ -54,7 +54,8 @@ impl CompiledPolicy {
             return Decision::DEFAULT;
         };
         let local = longest(me.places(), dst);
-        let remote = longest(me.places().chain(self.remote_places(receiver)), src);
+        let remote = self.remote_places(receiver).into_iter().chain(self.world);
+        let remote = longest(me.places().chain(remote), src);
         let (Some(local), Some(remote)) = (local, remote) else {
             return Decision::DEFAULT;
         };
@@ -98,7 +99,7 @@ impl CompiledPolicy {
 }
 
 /// What stands beside the longest prefix that holds the address; the last of equals.
-fn longest<T>(places: impl Iterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
+pub(super) fn longest<T>(places: impl Iterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
     places
         .filter(|(net, _)| net.contains(&address))
         .max_by_key(|(net, _)| net.prefix_len())

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::ipset::{IpSet, bounds};
+use super::ipset::bounds;
 use super::resolve::Extent;
-use crate::node::{Node, Tag, UserId};
+use crate::node::{Node, NodeId, Tag, UserId};
 use crate::{Identity, RuleId};
 
 /// Index of a selector in the sorted list of all that the policy's rules use.
@@ -31,11 +31,11 @@ pub(super) struct Atoms {
     texts: Vec<String>,
     by_user: BTreeMap<UserId, Vec<AtomId>>,
     by_tag: BTreeMap<Tag, Vec<AtomId>>,
+    by_node: BTreeMap<NodeId, Vec<AtomId>>,
     member: Vec<AtomId>,
     tagged: Vec<AtomId>,
-    sets: Vec<(AtomId, IpSet)>,
-    /// Every prefix that some set is made of, with the sets (places in `sets`) that hold it whole.
-    cuts: BTreeMap<IpNet, Vec<usize>>,
+    /// Every prefix that some set is made of, with those sets.
+    cuts: BTreeMap<IpNet, Vec<AtomId>>,
 }
 
 impl Atoms {
@@ -45,10 +45,19 @@ impl Atoms {
         for (id, Atom { text, extent }) in atoms.into_iter().enumerate() {
             all.texts.push(text);
             match extent {
-                Extent::Addresses(set) => all.sets.push((id, set)),
+                Extent::Addresses(set) => {
+                    for prefix in set.prefixes() {
+                        all.cuts.entry(prefix).or_default().push(id);
+                    }
+                }
                 Extent::Users(users) => {
                     for user in users {
                         all.by_user.entry(user).or_default().push(id);
+                    }
+                }
+                Extent::Nodes(nodes) => {
+                    for node in nodes {
+                        all.by_node.entry(node).or_default().push(id);
                     }
                 }
                 Extent::Tag(tag) => all.by_tag.entry(tag).or_default().push(id),
@@ -56,20 +65,6 @@ impl Atoms {
                 Extent::Tagged => all.tagged.push(id),
             }
         }
-        let mut cuts: BTreeMap<IpNet, Vec<usize>> = BTreeMap::new();
-        for (_, set) in &all.sets {
-            for prefix in set.prefixes() {
-                cuts.entry(prefix).or_default();
-            }
-        }
-        for (index, (_, set)) in all.sets.iter().enumerate() {
-            for prefix in set.prefixes() {
-                for (_, holders) in cuts.range_mut(within(prefix)) {
-                    holders.push(index);
-                }
-            }
-        }
-        all.cuts = cuts;
         all
     }
 
@@ -86,6 +81,7 @@ impl Atoms {
     /// Those that a node's own address satisfies: by its owner, and by the address itself.
     pub(super) fn of_address(&self, node: &Node, address: IpNet) -> Vec<AtomId> {
         let mut atoms = self.of_net(address);
+        atoms.extend(self.by_node.get(&node.id).into_iter().flatten());
         if let Some(user) = node.owner.user() {
             atoms.extend(self.by_user.get(&user).into_iter().flatten());
             atoms.extend(&self.member);
@@ -100,26 +96,16 @@ impl Atoms {
         atoms
     }
 
-    /// Those that hold all of `net`.
+    /// Those that hold all of `net`. A set's prefixes are the widest that it is made of, so it is
+    /// one of them, `net` itself or wider, that does.
     pub(super) fn of_net(&self, net: IpNet) -> Vec<AtomId> {
-        let Some(cut) = self.longest_cut(net) else {
-            return Vec::new();
-        };
-        let mut atoms: Vec<AtomId> = self.cuts[&cut]
-            .iter()
-            .map(|&index| self.sets[index].0)
+        let mut atoms: Vec<AtomId> = (0..=net.prefix_len())
+            .filter_map(|length| self.cuts.get(&IpNet::new(net.addr(), length).ok()?.trunc()))
+            .flatten()
+            .copied()
             .collect();
         atoms.sort_unstable();
-        atoms.dedup();
         atoms
-    }
-
-    /// The longest prefix among the cuts that holds all of `net`.
-    fn longest_cut(&self, net: IpNet) -> Option<IpNet> {
-        (0..=net.prefix_len()).rev().find_map(|length| {
-            let wider = IpNet::new(net.addr(), length).ok()?.trunc();
-            self.cuts.contains_key(&wider).then_some(wider)
-        })
     }
 
     /// `net` and what policy cuts out of it: looked up by longest prefix, each address has its own.

@@ -13,14 +13,22 @@ pub(super) struct IpSet {
 }
 
 impl IpSet {
-    pub(super) fn insert(&mut self, net: IpNet) {
-        let (first, last) = bounds(net);
-        self.family_mut(net).insert(first, last);
+    pub(super) fn remove(&mut self, net: IpNet) {
+        self.alter(vec![net], false);
     }
 
-    pub(super) fn remove(&mut self, net: IpNet) {
-        let (first, last) = bounds(net);
-        self.family_mut(net).remove(first, last);
+    /// Takes all of `nets` in, or all of them out.
+    pub(super) fn alter(&mut self, nets: Vec<IpNet>, add: bool) {
+        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = nets
+            .into_iter()
+            .partition(|net| matches!(net, IpNet::V4(_)));
+        for (ranges, nets) in [(&mut self.v4, v4), (&mut self.v6, v6)] {
+            let other = Ranges::of(nets.into_iter().map(bounds).collect());
+            *ranges = match add {
+                true => Ranges::of([&ranges.0[..], &other.0].concat()),
+                false => ranges.without(&other),
+            };
+        }
     }
 
     pub(super) fn contains(&self, address: IpAddr) -> bool {
@@ -53,21 +61,12 @@ impl IpSet {
             IpNet::V6(_) => &self.v6,
         }
     }
-
-    fn family_mut(&mut self, net: IpNet) -> &mut Ranges {
-        match net {
-            IpNet::V4(_) => &mut self.v4,
-            IpNet::V6(_) => &mut self.v6,
-        }
-    }
 }
 
 impl FromIterator<IpNet> for IpSet {
     fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
         let mut set = Self::default();
-        for net in nets {
-            set.insert(net);
-        }
+        set.alter(nets.into_iter().collect(), true);
         set
     }
 }
@@ -86,34 +85,39 @@ pub(super) fn bounds(net: IpNet) -> (u128, u128) {
 struct Ranges(Vec<(u128, u128)>);
 
 impl Ranges {
-    fn insert(&mut self, first: u128, last: u128) {
-        let from = self
-            .0
-            .partition_point(|&(_, end)| end.saturating_add(1) < first);
-        let to = self
-            .0
-            .partition_point(|&(start, _)| start <= last.saturating_add(1));
-        let merged = self.0[from..to]
-            .iter()
-            .fold((first, last), |(a, b), &(start, end)| {
-                (a.min(start), b.max(end))
-            });
-        self.0.splice(from..to, [merged]);
-    }
-
-    fn remove(&mut self, first: u128, last: u128) {
-        let from = self.0.partition_point(|&(_, end)| end < first);
-        let to = self.0.partition_point(|&(start, _)| start <= last);
-        let mut kept = Vec::new();
-        for &(start, end) in &self.0[from..to] {
-            if start < first {
-                kept.push((start, first - 1));
-            }
-            if end > last {
-                kept.push((last + 1, end));
+    fn of(mut ranges: Vec<(u128, u128)>) -> Self {
+        ranges.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::new();
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+                _ => merged.push((first, last)),
             }
         }
-        self.0.splice(from..to, kept);
+        Self(merged)
+    }
+
+    fn without(&self, other: &Self) -> Self {
+        let mut kept = Vec::new();
+        let mut holes = other.0.iter().peekable();
+        for &(start, end) in &self.0 {
+            let mut at = Some(start);
+            while let Some(&&(first, last)) = holes.peek() {
+                if first > end {
+                    break;
+                }
+                if let Some(from) = at.filter(|from| *from < first) {
+                    kept.push((from, first - 1));
+                }
+                at = at.and_then(|from| last.checked_add(1).map(|next| from.max(next)));
+                if last > end {
+                    break;
+                }
+                holes.next();
+            }
+            kept.extend(at.filter(|from| *from <= end).map(|from| (from, end)));
+        }
+        Self(kept)
     }
 
     fn contains(&self, first: u128, last: u128) -> bool {
@@ -175,7 +179,7 @@ mod tests {
         pool.remove("100.115.92.0/23".parse().unwrap());
         assert!(!pool.contains("100.115.93.9".parse().unwrap()));
         assert!(pool.contains("100.115.94.0".parse().unwrap()));
-        pool.insert("100.115.92.0/23".parse().unwrap());
+        pool.alter(vec!["100.115.92.0/23".parse().unwrap()], true);
         assert_eq!(shown(&pool), ["100.64.0.0/10", "fd00::/8"]);
         assert_eq!(shown(&set(&["0.0.0.0/0", "::/0"])), ["0.0.0.0/0", "::/0"]);
     }
@@ -196,7 +200,7 @@ mod tests {
             let address: IpAddr = [10, 0, (probe >> 8) as u8 % 2, probe as u8].into();
             let mut held = false;
             for (insert, net) in steps {
-                if insert { set.insert(net) } else { set.remove(net) }
+                set.alter(vec![net], insert);
                 if net.contains(&address) { held = insert; }
             }
             prop_assert_eq!(set.contains(address), held);

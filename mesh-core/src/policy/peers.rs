@@ -39,24 +39,68 @@ impl CompiledPolicy {
 
     /// Which of the router's prefixes, exit routes included, the viewer is given.
     pub fn routes(&self, viewer: NodeId, router: NodeId) -> BTreeSet<IpNet> {
+        let mut given = BTreeSet::new();
         if !self.sees(viewer, router) {
-            return BTreeSet::new();
+            return given;
         }
         let (Some(me), Some(them)) = (self.nodes.get(&viewer), self.nodes.get(&router)) else {
-            return BTreeSet::new();
+            return given;
         };
-        let subnets = them
-            .routes
-            .iter()
-            .filter(|(route, pieces)| self.primary(route) == Some(router) && self.uses(me, pieces));
-        subnets
-            .map(|(route, _)| *route)
-            .chain(them.exits.iter().copied())
-            .collect()
+        given.extend(&them.exits);
+        let subnets = them.routes.keys().copied();
+        given.extend(subnets.filter(|route| self.elected(viewer, me, *route) == Some(router)));
+        given
+    }
+
+    /// Everything that the viewer may send to through a peer, and hear from: its addresses and
+    /// [`Self::routes`]. A node told to `disable-ipv4` shares no IPv4 address with anybody.
+    pub fn allowed_ips(&self, viewer: NodeId, peer: NodeId) -> BTreeSet<IpNet> {
+        let mut allowed = self.routes(viewer, peer);
+        let Some(placed) = self.nodes.get(&peer).filter(|_| self.sees(viewer, peer)) else {
+            return allowed;
+        };
+        let without_v4 = [viewer, peer].iter().any(|node| {
+            self.attributes
+                .get(node)
+                .is_some_and(|attributes| attributes.contains("disable-ipv4"))
+        });
+        let own = placed.addresses.iter().map(|(address, _)| *address);
+        allowed.extend(own.filter(|address| !without_v4 || address.addr().is_ipv6()));
+        allowed
+    }
+
+    /// The router that the viewer is given for a prefix, if any.
+    ///
+    /// As a rule it is the one enrolled first. Where only `via` grants lead the viewer there, it is
+    /// the first of the routers that they name. Who serves the prefix too sees the first in any
+    /// case: that is how a standby knows its primary.
+    fn elected(&self, viewer: NodeId, me: &Placed, route: IpNet) -> Option<NodeId> {
+        let routers = || {
+            self.nodes
+                .iter()
+                .filter_map(|(id, placed)| Some((*id, placed.routes.get(&route)?)))
+        };
+        let (primary, pieces) = routers().next()?;
+        let mut plain = me.routes.contains_key(&route);
+        let mut steered = None;
+        for (id, pieces) in routers() {
+            match self.way(me, pieces) {
+                Some(Way::Plain) => plain = true,
+                Some(Way::Via) if id != viewer => steered = steered.or(Some(id)),
+                Some(Way::Via) | None => {}
+            }
+        }
+        match steered {
+            Some(steered) if !plain => Some(steered),
+            _ => (plain || self.way_back(me, pieces)).then_some(primary),
+        }
     }
 
     /// The prefixes beyond the node's own that it is told the identities of.
     pub(super) fn remote_places(&self, viewer: NodeId) -> Vec<(IpNet, ClassId)> {
+        let Some(me) = self.nodes.get(&viewer) else {
+            return Vec::new();
+        };
         let mut places = Vec::new();
         for peer in self.peers(viewer) {
             let Some(placed) = self.nodes.get(&peer) else {
@@ -64,29 +108,44 @@ impl CompiledPolicy {
             };
             places.extend(placed.addresses);
             let routes = self.routes(viewer, peer);
-            let given = placed
-                .routes
-                .iter()
-                .filter(|(route, _)| routes.contains(route));
-            places.extend(given.flat_map(|(_, pieces)| pieces));
+            for (route, pieces) in &placed.routes {
+                match me.routes.get(route) {
+                    // Behind both: one prefix has one identity, and here it is this node's.
+                    Some(mine) => places.extend(mine),
+                    None if routes.contains(route) => places.extend(pieces),
+                    None => {}
+                }
+            }
             places.extend(&placed.internet);
         }
         places
     }
 
-    /// Of the routers that are approved for a prefix, the one enrolled first.
-    fn primary(&self, route: &IpNet) -> Option<NodeId> {
-        self.nodes
-            .iter()
-            .find(|(_, placed)| placed.routes.contains_key(route))
-            .map(|(id, _)| *id)
+    /// How, if at all, rules lead from the node to the pieces of a route.
+    fn way(&self, me: &Placed, pieces: &[(IpNet, ClassId)]) -> Option<Way> {
+        let mine = &self.kinds[me.kind].classes;
+        let mut way = None;
+        for &src in mine {
+            for (_, dst) in pieces {
+                if !self.opens(src, *dst) {
+                    continue;
+                }
+                let mut terms = self.terms_between(&self.classes[src], &self.classes[*dst]);
+                if terms.any(|term| !self.terms[term].is_via()) {
+                    return Some(Way::Plain);
+                }
+                way = Some(Way::Via);
+            }
+        }
+        way
     }
 
-    /// Whether any of the pieces is something that the node may open to, or be opened to from.
-    fn uses(&self, me: &Placed, pieces: &[(IpNet, ClassId)]) -> bool {
+    /// Whether rules lead from the pieces of a route to the node: replies must find back.
+    fn way_back(&self, me: &Placed, pieces: &[(IpNet, ClassId)]) -> bool {
         let mine = &self.kinds[me.kind].classes;
-        let theirs: BTreeSet<ClassId> = pieces.iter().map(|(_, class)| *class).collect();
-        self.joined(mine, &theirs.into_iter().collect::<Vec<_>>())
+        pieces
+            .iter()
+            .any(|(_, src)| mine.iter().any(|dst| self.opens(*src, *dst)))
     }
 
     fn joined(&self, some: &[ClassId], others: &[ClassId]) -> bool {
@@ -115,4 +174,12 @@ impl CompiledPolicy {
             }
         }
     }
+}
+
+/// By what kind of rule a node reaches a route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Plain,
+    /// By nothing but grants that name the routers to take.
+    Via,
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::ipset::IpSet;
+use super::ipsets::{self, IpSets};
+use super::posture;
 use super::selector::{Autogroup, Selector};
 use super::syntax::Document;
 use crate::node::{Node, NodeId, Tag, User, UserId};
@@ -42,6 +44,8 @@ pub(super) enum Extent {
     Tag(Tag),
     Member,
     Tagged,
+    /// The own addresses of these nodes.
+    Nodes(BTreeSet<NodeId>),
 }
 
 impl Extent {
@@ -53,7 +57,19 @@ impl Extent {
             Self::Tag(tag) => node.owner.tags().any(|own| own == tag),
             Self::Member => node.owner.user().is_some(),
             Self::Tagged => node.owner.user().is_none(),
+            Self::Nodes(nodes) => nodes.contains(&node.id),
         }
+    }
+
+    /// Whether the node is meant, by its owner or by one of its addresses.
+    pub(super) fn covers(&self, node: &Node) -> bool {
+        let mut addresses = node.addresses.prefixes().into_iter();
+        self.owns(node) || addresses.any(|address| self.holds(address))
+    }
+
+    /// Whether the prefix is meant as such, whoever has it.
+    pub(super) fn holds(&self, net: IpNet) -> bool {
+        matches!(self, Self::Addresses(set) if set.contains_net(net))
     }
 }
 
@@ -61,11 +77,25 @@ impl Extent {
 pub(super) struct Resolver<'a> {
     document: &'a Document,
     subjects: Subjects<'a>,
+    /// Users by their logins, lower case.
+    logins: BTreeMap<String, BTreeSet<UserId>>,
+    ip_sets: IpSets,
 }
 
 impl<'a> Resolver<'a> {
     pub(super) fn new(document: &'a Document, subjects: Subjects<'a>) -> Self {
-        Self { document, subjects }
+        let mut logins: BTreeMap<String, BTreeSet<UserId>> = BTreeMap::new();
+        for user in subjects.users.values() {
+            let login = user.name.as_str().to_lowercase();
+            logins.entry(login).or_default().insert(user.id);
+        }
+        Self {
+            document,
+            subjects,
+            logins,
+            // `check` says what is wrong with sets that cannot be worked out.
+            ip_sets: ipsets::resolve(document).unwrap_or_default(),
+        }
     }
 
     /// As a source; as a destination all but [`Selector::Any`] and `autogroup:self` mean the same.
@@ -88,26 +118,46 @@ impl<'a> Resolver<'a> {
             Selector::Autogroup(Autogroup::Tagged) => Extent::Tagged,
             Selector::Autogroup(Autogroup::Internet) => Extent::Addresses(self.internet()),
             Selector::Autogroup(Autogroup::DangerAll) => Extent::Addresses(everything()),
-            Selector::Autogroup(Autogroup::NonRoot | Autogroup::Role(_))
-            | Selector::Idp(_)
-            | Selector::IpSet(_) => Extent::Addresses(IpSet::default()),
+            Selector::IpSet(name) => {
+                Extent::Addresses(self.ip_sets.get(name).cloned().unwrap_or_default())
+            }
+            Selector::Autogroup(Autogroup::NonRoot | Autogroup::Role(_)) | Selector::Idp(_) => {
+                Extent::Users(BTreeSet::new())
+            }
         }
     }
 
-    /// The users that a user selector names. None or several is the business of `check`.
+    /// The nodes that have a posture: all of its conditions hold.
+    pub(super) fn posture(&self, name: &str) -> Extent {
+        let Some(conditions) = self.document.postures.get(name) else {
+            return Extent::Nodes(BTreeSet::new());
+        };
+        let holds = |node: &&Arc<Node>| {
+            let attributes = posture::attributes(node);
+            let mut conditions = conditions.value.iter();
+            conditions.all(|condition| condition.holds(&attributes))
+        };
+        let nodes = self.subjects.nodes.values().filter(holds);
+        Extent::Nodes(nodes.map(|node| node.id).collect())
+    }
+
+    /// The users that a user selector names; `NAME@` means the user called NAME. None or several is the business of `check`.
     pub(super) fn users(&self, selector: &Selector) -> BTreeSet<UserId> {
-        let users = self.subjects.users.values();
         match selector {
-            Selector::User(name) => users
-                .filter(|user| is_called(user, name))
-                .map(|user| user.id)
-                .collect(),
-            Selector::Domain(domain) => users
-                .filter(|user| {
-                    let at = user.name.as_str().rsplit_once('@');
-                    at.is_some_and(|(_, of)| of.eq_ignore_ascii_case(domain))
+            Selector::User(name) => {
+                let name = name.to_lowercase();
+                let short = name.strip_suffix('@').unwrap_or(&name);
+                let known = [name.as_str(), short].map(|name| self.logins.get(name));
+                known.into_iter().flatten().flatten().copied().collect()
+            }
+            Selector::Domain(domain) => self
+                .logins
+                .iter()
+                .filter(|(login, _)| {
+                    let of = login.rsplit_once('@').map(|(_, of)| of);
+                    of.is_some_and(|of| of.eq_ignore_ascii_case(domain))
                 })
-                .map(|user| user.id)
+                .flat_map(|(_, users)| users.iter().copied())
                 .collect(),
             _ => BTreeSet::new(),
         }
@@ -117,23 +167,17 @@ impl<'a> Resolver<'a> {
     fn mesh(&self) -> IpSet {
         let mut mesh: IpSet = self.subjects.pools.each().into_iter().collect();
         mesh.remove(Pools::reserved_v4().into());
-        for node in self.subjects.nodes.values().filter(|node| !node.expired) {
-            for route in node.serving_routes() {
-                mesh.insert(route.trunc());
-            }
-        }
+        let nodes = self.subjects.nodes.values().filter(|node| !node.expired);
+        let routes = nodes.flat_map(|node| node.serving_routes().map(IpNet::trunc));
+        mesh.alter(routes.collect(), true);
         mesh
     }
 
     /// What an exit node is asked for: everything but private and mesh addresses.
     pub(super) fn internet(&self) -> IpSet {
         let mut internet: IpSet = nets(&["0.0.0.0/0", "2000::/3"]).collect();
-        for private in nets(&PRIVATE) {
-            internet.remove(private);
-        }
-        for pool in self.subjects.pools.each() {
-            internet.remove(pool);
-        }
+        internet.alter(nets(&PRIVATE).collect(), false);
+        internet.alter(self.subjects.pools.each().into(), false);
         internet
     }
 }
@@ -153,13 +197,4 @@ fn nets(texts: &'static [&str]) -> impl Iterator<Item = IpNet> {
 
 fn everything() -> IpSet {
     nets(&["0.0.0.0/0", "::/0"]).collect()
-}
-
-/// `NAME@` means the user called NAME; anything else is the whole login.
-fn is_called(user: &User, selector: &str) -> bool {
-    let name = user.name.as_str();
-    name.eq_ignore_ascii_case(selector)
-        || selector
-            .strip_suffix('@')
-            .is_some_and(|short| name.eq_ignore_ascii_case(short))
 }

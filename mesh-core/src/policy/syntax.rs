@@ -14,9 +14,14 @@ use crate::node::Tag;
 
 mod decode;
 mod rules;
+mod sections;
+mod ssh;
 mod tests_block;
 
-pub(super) use rules::{Clause, Kind};
+pub(super) use rules::{Clause, Kind, Services};
+pub(super) use sections::{AutoApprovers, NodeAttributes, SetStep};
+pub use ssh::SshAction;
+pub(super) use ssh::{Login, SshClause, SshTest};
 pub(super) use tests_block::Test;
 
 use decode::Fields;
@@ -33,6 +38,14 @@ pub struct Document {
     pub(super) clauses: Vec<Clause>,
     /// Neither `acls` nor `grants` stands in the text: everything is allowed.
     pub(super) unrestricted: bool,
+    pub(super) ip_sets: sections::IpSets,
+    pub(super) postures: sections::Postures,
+    /// `defaultSrcPosture`, of which any one is enough.
+    pub(super) default_posture: Vec<Spanned<String>>,
+    pub(super) node_attributes: Vec<NodeAttributes>,
+    pub(super) auto_approvers: AutoApprovers,
+    pub(super) ssh: Vec<SshClause>,
+    pub(super) ssh_tests: Vec<SshTest>,
     pub(super) tests: Vec<Test>,
     pub(super) icmp: Icmp,
     /// `randomizeClientPort`: agents choose their WireGuard port at random.
@@ -49,14 +62,22 @@ pub(super) enum Icmp {
     Strict,
 }
 
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 16] = [
     "groups",
     "hosts",
     "tagOwners",
     "acls",
     "grants",
     "denies",
+    "ipsets",
+    "postures",
+    "defaultSrcPosture",
+    "nodeAttrs",
+    "autoApprovers",
+    "ssh",
     "tests",
+    "sshTests",
+    "randomizeClientPort",
     "options",
 ];
 
@@ -109,6 +130,31 @@ impl Document {
             self.clauses.extend(rules::denies(node, complaints));
         }
         self.clauses.sort_by_key(|clause| clause.span);
+        if let Some(node) = fields.take("ipsets", complaints) {
+            self.ip_sets = sections::ip_sets(node, complaints);
+        }
+        if let Some(node) = fields.take("postures", complaints) {
+            self.postures = sections::postures(node, complaints);
+        }
+        let postures = fields.take("defaultSrcPosture", complaints);
+        self.default_posture = decode::parsed(
+            postures,
+            "\"defaultSrcPosture\"",
+            complaints,
+            sections::posture_name,
+        );
+        if let Some(node) = fields.take("nodeAttrs", complaints) {
+            self.node_attributes = sections::node_attributes(node, complaints);
+        }
+        if let Some(node) = fields.take("autoApprovers", complaints) {
+            self.auto_approvers = sections::auto_approvers(node, complaints);
+        }
+        if let Some(node) = fields.take("ssh", complaints) {
+            self.ssh = ssh::rules(node, complaints);
+        }
+        if let Some(node) = fields.take("sshTests", complaints) {
+            self.ssh_tests = ssh::tests(node, complaints);
+        }
         if let Some(node) = fields.take("tests", complaints) {
             self.tests = tests_block::tests(node, complaints);
         }
@@ -156,7 +202,7 @@ fn groups(
             let message = format!("a group is written \"group:NAME\", not {name:?}");
             complaints.add(member.name_span, message);
         }
-        let users = decode::parsed(members(&member.node), "a group", complaints, |text| {
+        let users = decode::parsed(decode::some(&member.node), "a group", complaints, |text| {
             match Selector::parse(text) {
                 Ok(user @ (Selector::User(_) | Selector::Domain(_))) => Ok(user),
                 Ok(Selector::Group(_)) => Err(format!(
@@ -212,7 +258,7 @@ fn tag_owners(
 ) -> BTreeMap<Tag, Spanned<Vec<Spanned<Selector>>>> {
     let mut tags = BTreeMap::new();
     for member in decode::map(node, "\"tagOwners\"", complaints) {
-        let owners = decode::parsed(members(&member.node), "tag owners", complaints, owner);
+        let owners = decode::parsed(decode::some(&member.node), "tag owners", complaints, owner);
         match selector::parse_tag(member.name.trim()) {
             Ok(tag) => {
                 let owners = Spanned {
@@ -240,9 +286,4 @@ fn owner(text: &str) -> Result<Selector, String> {
             "{text:?} cannot own: name a user (with '@'), a group: or a tag:"
         )),
     }
-}
-
-/// `null` is the same as an empty list.
-fn members(node: &Node) -> Option<&Node> {
-    (node.value != hujson::Value::Null).then_some(node)
 }

@@ -1,12 +1,10 @@
 //! Builds worlds for policy tests: users and nodes by name, everything else made up.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![expect(clippy::unwrap_used, reason = "tests panic freely")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::node::{
     Addresses, HostInfo, Name, Node, NodeId, Owner, Tag, UnixTime, User, UserId, UserName,
@@ -93,10 +91,18 @@ impl Mesh {
 
     /// Advertises and approves.
     pub(crate) fn route(&mut self, node: NodeId, route: &str) {
-        let route: IpNet = route.parse().unwrap();
+        self.advertise(node, route);
+        self.approve(node, route);
+    }
+
+    pub(crate) fn advertise(&mut self, node: NodeId, route: &str) {
         let node = Arc::make_mut(self.nodes.get_mut(&node).unwrap());
-        node.advertised_routes.insert(route);
-        node.approved_routes.insert(route);
+        node.advertised_routes.insert(route.parse().unwrap());
+    }
+
+    pub(crate) fn approve(&mut self, node: NodeId, route: &str) {
+        let node = Arc::make_mut(self.nodes.get_mut(&node).unwrap());
+        node.approved_routes.insert(route.parse().unwrap());
     }
 
     pub(crate) fn expire(&mut self, node: NodeId) {

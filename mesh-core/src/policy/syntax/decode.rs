@@ -132,3 +132,31 @@ pub(super) fn parsed<T>(
     }
     values
 }
+
+/// A member that must be a string; empty, at the object, where it is missing.
+pub(super) fn text(
+    fields: &mut Fields<'_>,
+    name: &str,
+    complaints: &mut Complaints,
+) -> Spanned<String> {
+    let missing = Spanned {
+        value: String::new(),
+        span: fields.span,
+    };
+    fields
+        .take(name, complaints)
+        .and_then(|node| string(node, &format!("{name:?}"), complaints))
+        .map_or(missing, |text| Spanned {
+            value: text.value.to_owned(),
+            span: text.span,
+        })
+}
+
+/// `null` is the same as absent.
+pub(super) fn some(node: &Node) -> Option<&Node> {
+    (node.value != Value::Null).then_some(node)
+}
+
+pub(super) fn is_empty_list(node: &Node) -> bool {
+    matches!(&node.value, Value::Array(items) if items.is_empty())
+}

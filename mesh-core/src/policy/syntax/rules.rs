@@ -4,6 +4,7 @@
 //! checks that differ.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -12,6 +13,7 @@ use super::super::ports::{self, Ports, Protocol};
 use super::super::problem::{Complaints, Span, Spanned};
 use super::super::selector::{self, Selector};
 use super::decode::{self, Fields};
+use super::sections::posture_name;
 use crate::node::Tag;
 
 /// One entry of `acls`, `grants` or `denies`.
@@ -39,8 +41,11 @@ pub(in crate::policy) enum Kind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::policy) struct Target {
     pub(in crate::policy) selector: Selector,
-    pub(in crate::policy) services: Vec<(Protocol, Ports)>,
+    pub(in crate::policy) services: Services,
 }
+
+/// Shared by the destinations of a grant.
+pub(in crate::policy) type Services = Arc<[(Protocol, Ports)]>;
 
 impl Clause {
     /// What a policy without `acls` and `grants` says.
@@ -49,7 +54,7 @@ impl Clause {
             value,
             span: Span::default(),
         };
-        let services = vec![(None, Ports::all())];
+        let services = Arc::from([(None, Ports::all())]);
         Self {
             span: Span::default(),
             kind: Kind::Grant,
@@ -65,6 +70,13 @@ impl Clause {
             via: Vec::new(),
             posture: None,
         }
+    }
+
+    /// Capability names, each with its values as JSON.
+    pub(in crate::policy) fn apps(&self) -> Vec<(String, Vec<String>)> {
+        let named =
+            |(name, values): &(Spanned<String>, Vec<String>)| (name.value.clone(), values.clone());
+        self.app.iter().map(named).collect()
     }
 
     /// The clause on one line, the same for the same content: `accept tag:a -> tag:b:22`.
@@ -100,7 +112,7 @@ impl fmt::Display for Target {
             self.selector.fmt(f)?;
         }
         let mut separator = ":";
-        for (protocol, ports) in &self.services {
+        for (protocol, ports) in self.services.iter() {
             f.write_str(separator)?;
             if let Some(protocol) = protocol {
                 write!(f, "{}/", ports::protocol_name(*protocol))?;
@@ -185,7 +197,7 @@ fn by_ports(mut fields: Fields<'_>, kind: Kind, complaints: &mut Complaints) -> 
                 format!("protocol {name:?} does not support specific ports, only '*'"),
             );
         }
-        let services = vec![(protocol, ports)];
+        let services = Arc::from([(protocol, ports)]);
         dst.push(Spanned {
             value: Target { selector, services },
             span,
@@ -231,11 +243,9 @@ fn grant(node: &Node, complaints: &mut Complaints) -> Option<Clause> {
     let selectors = decode::parsed(dst, "\"dst\"", complaints, Selector::parse);
     let ip = fields.take("ip", complaints);
     let services = decode::parsed(ip, "\"ip\"", complaints, ports::parse_grant_item);
-    let services: Vec<(Protocol, Ports)> =
-        services.into_iter().map(|service| service.value).collect();
+    let services: Services = services.into_iter().map(|service| service.value).collect();
     let app = apps(&mut fields, complaints);
-    let empty_ip =
-        ip.is_none_or(|node| matches!(&node.value, Value::Array(items) if items.is_empty()));
+    let empty_ip = ip.is_none_or(decode::is_empty_list);
     if empty_ip && app.is_empty() {
         complaints.add(
             node.span,
@@ -266,7 +276,7 @@ fn grant(node: &Node, complaints: &mut Complaints) -> Option<Clause> {
              }| Spanned {
                 value: Target {
                     selector,
-                    services: services.clone(),
+                    services: Arc::clone(&services),
                 },
                 span,
             },
@@ -295,7 +305,7 @@ fn sources(fields: &mut Fields<'_>, complaints: &mut Complaints) -> Vec<Spanned<
 fn postures(fields: &mut Fields<'_>, complaints: &mut Complaints) -> Option<Vec<Spanned<String>>> {
     let node = fields.take("srcPosture", complaints)?;
     let names = decode::parsed(Some(node), "\"srcPosture\"", complaints, |text| {
-        Ok(text.to_owned())
+        posture_name(text)
     });
     Some(names)
 }

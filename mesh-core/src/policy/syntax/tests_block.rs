@@ -27,19 +27,7 @@ pub(super) fn tests(node: &Node, complaints: &mut Complaints) -> Vec<Test> {
 
 fn test(node: &Node, complaints: &mut Complaints) -> Option<Test> {
     let mut fields = Fields::of(node, "an entry of \"tests\"", complaints)?;
-    let src = fields
-        .take("src", complaints)
-        .and_then(|node| decode::string(node, "\"src\"", complaints));
-    let src = src.map_or(
-        Spanned {
-            value: String::new(),
-            span: node.span,
-        },
-        |src| Spanned {
-            value: src.value.to_owned(),
-            span: src.span,
-        },
-    );
+    let src = decode::text(&mut fields, "src", complaints);
     let protocol = fields
         .take("proto", complaints)
         .and_then(|node| decode::string(node, "\"proto\"", complaints))
