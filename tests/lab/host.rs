@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -62,6 +63,7 @@ impl Host {
             .args(["sh", "-c", PREPARE, "sh"])
             .args([folder, binaries])
             .args([name, &AGENT_ID.to_string(), &COORDINATOR_ID.to_string()])
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -4,6 +4,7 @@
 //! the thread that started it dies without dropping anything.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -27,6 +28,8 @@ impl Process {
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
         let child = command
+            // Ctrl-C in a terminal is for us, not for what we will clean up.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("share a log file")?)
             .stderr(file)

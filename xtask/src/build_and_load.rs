@@ -28,7 +28,7 @@ impl Options {
             "--bin",
             "mesh-bpf-load",
         ]))?;
-        shell::run(
+        shell::become_it(
             std::process::Command::new(shell::target_dir().join("release/mesh-bpf-load"))
                 .args(["--iface", &self.iface, "--object"])
                 .arg(object),

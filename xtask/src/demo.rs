@@ -30,7 +30,7 @@ impl Options {
             demo.arg("--json").arg(std::path::absolute(file)?);
         }
         demo.current_dir(shell::root());
-        shell::run(&mut demo)
+        shell::become_it(&mut demo)
     }
 }
 

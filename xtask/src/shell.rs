@@ -2,6 +2,7 @@
 //!
 //! Every command is printed before it runs, so that whoever watches can repeat one by hand.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -45,6 +46,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` failed ({status})", line(command));
     }
     Ok(())
+}
+
+/// Prints the command and becomes it: an interrupt reaches it alone, and whoever waits for us waits
+/// until it has cleaned up.
+pub(crate) fn become_it(command: &mut Command) -> Result<()> {
+    announce(command);
+    let error = command.exec();
+    Err(error).with_context(|| format!("start {}", command.get_program().display()))
 }
 
 /// Standard output of a command that is expected to work; not announced, its work is ours.
