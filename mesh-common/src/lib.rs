@@ -1,12 +1,27 @@
 //! What the mesh shares with the kernel: map keys and values, drop reasons, the one verdict function.
 //!
 //! Everything here is read by programs that a verifier checked against one layout, so the layout is
-//! the hard part: every type is `repr(C)` without padding, addresses and ports are big-endian byte
-//! arrays (an LPM trie compares bits in memory order), and numbers are only ever appended.
+//! the hard part: every map type is `repr(C)` without padding, addresses and ports lie in memory in
+//! network order (an LPM trie compares bits in memory order), and numbers are only ever appended.
+//!
+//! Reading order: [`addr`], [`identity`] and [`policy`] are what user space writes, [`packet`] turns
+//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, and [`verdict`] decides.
 #![no_std]
 
+pub mod addr;
+pub mod event;
+pub mod flow;
 pub mod identity;
+pub mod maps;
+pub mod packet;
+#[cfg(feature = "user")]
+mod pod;
 pub mod policy;
+pub mod tcp;
+pub mod verdict;
 
-pub use identity::Identity;
-pub use policy::{Direction, RuleId};
+pub use addr::{Address, Be16, Be32};
+pub use identity::{Identity, IdentityEntry};
+pub use packet::Facts;
+pub use policy::{Direction, PolicyEntry, PolicyKey, RuleId};
+pub use verdict::{DropReason, Effect, Verdict, decide};

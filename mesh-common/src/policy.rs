@@ -3,7 +3,9 @@
 //! The key is read by a longest-prefix match, so its fields stand from the least to the most
 //! specific question and a port range becomes up to thirty prefixes.
 
-/// Which way a flow was opened, seen from the node that judges it.
+use crate::{Be16, Be32, Identity};
+
+/// Which way a packet goes, or a flow was opened, seen from the node that judges it.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Direction {
@@ -11,6 +13,25 @@ pub enum Direction {
     Ingress = 0,
     /// This node opens towards a peer.
     Egress = 1,
+}
+
+impl Direction {
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    #[inline(always)]
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }
 
 /// Names one rule of the policy text, stable while that rule's own text stays the same.
@@ -22,3 +43,87 @@ impl RuleId {
     /// No rule decided: the default denied.
     pub const NONE: Self = Self(0);
 }
+
+/// What a new flow asks of the policy: the data of an LPM key.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PolicyKey {
+    pub remote: Be32,
+    pub local: Be32,
+    /// [`Direction`] as a number.
+    pub direction: u8,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Destination port; for ICMP the message type; 0 where the protocol has neither.
+    pub port: Be16,
+}
+
+impl PolicyKey {
+    #[inline(always)]
+    pub const fn new(
+        remote: Identity,
+        local: Identity,
+        direction: Direction,
+        proto: u8,
+        port: u16,
+    ) -> Self {
+        Self {
+            remote: Be32::new(remote.0),
+            local: Be32::new(local.0),
+            direction: direction as u8,
+            proto,
+            port: Be16::new(port),
+        }
+    }
+}
+
+/// A [`PolicyKey`] of which the first `len` bits count, laid out as the key of an LPM trie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PolicyPrefix {
+    pub len: u32,
+    pub key: PolicyKey,
+}
+
+impl PolicyPrefix {
+    /// Remote, local and direction: every protocol.
+    pub const ANY_PROTO: u32 = 72;
+    /// The protocol too: every port.
+    pub const ANY_PORT: u32 = 80;
+    /// All of the key.
+    pub const EXACT: u32 = 96;
+}
+
+/// What a row of the policy says, and which rule says it. Two words of four bytes: an LPM value
+/// starts right after a key of twelve, so eight-byte alignment is not to be had.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PolicyEntry {
+    /// [`PolicyEntry::DENY`] or nothing.
+    pub flags: u32,
+    pub rule: RuleId,
+}
+
+impl PolicyEntry {
+    pub const DENY: u32 = 1;
+
+    pub const fn accept(rule: RuleId) -> Self {
+        Self { flags: 0, rule }
+    }
+
+    pub const fn deny(rule: RuleId) -> Self {
+        Self {
+            flags: Self::DENY,
+            rule,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_deny(&self) -> bool {
+        self.flags & Self::DENY != 0
+    }
+}
+
+const _: () = assert!(size_of::<PolicyKey>() == 12);
+const _: () = assert!(size_of::<PolicyPrefix>() == 16);
+const _: () = assert!(size_of::<PolicyEntry>() == 8);

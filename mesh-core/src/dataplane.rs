@@ -1,1 +1,213 @@
-//! From a node's policy to the rows of the kernel's maps.
+//! What the packet filter's tables must hold, and the steps from one content to the next.
+//!
+//! The kernel has no transaction over several maps. A policy is swapped in as a whole, but who stands
+//! behind an address lies in other maps, and an identity's number means something only beside the
+//! policy that it was compiled with. So the steps are ordered: whoever changes identity is nobody
+//! while the policy changes, and at no moment does a packet meet half of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_common::addr::Prefix;
+use mesh_common::policy::PolicyPrefix;
+use mesh_common::{Address, IdentityEntry, PolicyEntry, tcp};
+
+use crate::netmap::Netmap;
+use crate::{Identity, RuleId};
+
+mod rows;
+
+/// The tables of one node, as plain values.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// Who stands behind a prefix; the longest wins. Host prefixes are the kernel's `id_exact`.
+    pub identities: BTreeMap<Prefix, IdentityEntry>,
+    pub rows: BTreeMap<PolicyPrefix, PolicyEntry>,
+    /// Every rule that a row names: those are counted.
+    pub rules: BTreeSet<RuleId>,
+    pub settings: Settings,
+}
+
+/// What else the packet path must know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Greatest MSS of a SYN, by family; 0 leaves it alone.
+    pub mss_v4: u16,
+    pub mss_v6: u16,
+}
+
+impl Settings {
+    /// `mtu` is the mesh device's.
+    pub fn for_mtu(mtu: u16) -> Self {
+        Self {
+            mss_v4: tcp::max_mss(mtu, false),
+            mss_v6: tcp::max_mss(mtu, true),
+        }
+    }
+}
+
+impl Tables {
+    /// The tables of the netmap's own node. `mtu` is the mesh device's.
+    pub fn of(netmap: &Netmap, mtu: u16) -> Self {
+        let local = netmap.me.addresses;
+        let senders: BTreeMap<IpNet, u32> = netmap
+            .peers
+            .values()
+            .flat_map(|peer| {
+                // The kernel tells peers apart by 32 bits; that many nodes were never enrolled.
+                peer.allowed_ips().map(|net| (net, peer.id.0 as u32))
+            })
+            .collect();
+        let identities = netmap
+            .policy
+            .identities
+            .iter()
+            .map(|(net, identity)| {
+                let is_local =
+                    net.prefix_len() == net.max_prefix_len() && local.contains(net.addr());
+                let entry = IdentityEntry {
+                    identity: *identity,
+                    flags: if is_local { IdentityEntry::LOCAL } else { 0 },
+                    peer: if is_local { 0 } else { sender(&senders, *net) },
+                };
+                (prefix(*net), entry)
+            })
+            .collect();
+        let rows = rows::compile(&netmap.policy);
+        Self {
+            identities,
+            rules: rows.values().map(|entry| entry.rule).collect(),
+            rows,
+            settings: Settings::for_mtu(mtu),
+        }
+    }
+
+    /// Who stands behind `address`.
+    pub fn identity(&self, address: IpAddr) -> IdentityEntry {
+        let address = Address::from(address);
+        let shortest = if address.is_mapped() { 96 } else { 0 };
+        (shortest..=128)
+            .rev()
+            .find_map(|len| {
+                let address = address.masked(len as u8);
+                self.identities.get(&Prefix { len, address }).copied()
+            })
+            .unwrap_or(IdentityEntry::UNKNOWN)
+    }
+
+    /// The longest row that matches a new flow.
+    pub fn row(&self, key: &mesh_common::PolicyKey) -> Option<PolicyEntry> {
+        rows::longest(&self.rows, key)
+    }
+
+    /// The node's own addresses, which no other interface may receive packets for.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.identities
+            .iter()
+            .filter(|(_, entry)| entry.is_local())
+            .map(|(prefix, _)| prefix.address.into())
+    }
+}
+
+/// The peer that sends from `net`: the one with the longest prefix around it, 0 for none.
+fn sender(senders: &BTreeMap<IpNet, u32>, net: IpNet) -> u32 {
+    std::iter::successors(Some(net.trunc()), IpNet::supernet)
+        .find_map(|around| senders.get(&around).copied())
+        .unwrap_or(0)
+}
+
+/// As the kernel's tries write it: IPv4 behind the 96 bits of the mapped prefix.
+pub fn prefix(net: IpNet) -> Prefix {
+    let before = if net.network().is_ipv4() { 96 } else { 0 };
+    Prefix {
+        len: before + u32::from(net.prefix_len()),
+        address: net.network().into(),
+    }
+}
+
+/// One step from one content to the next. Executing all of them in order, and then raising the
+/// generation, makes the tables what they should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TableOp {
+    /// Puts [`IdentityEntry::UNKNOWN`] behind a prefix: for a moment it is nobody's.
+    Blank(Prefix),
+    /// Into the policy that is not in use.
+    SetRow(PolicyPrefix, PolicyEntry),
+    RemoveRow(PolicyPrefix),
+    /// The other policy comes into use, as a whole.
+    Swap,
+    Identify(Prefix, IdentityEntry),
+    Forget(Prefix),
+    CountRule(RuleId),
+    ForgetRule(RuleId),
+    Set(Settings),
+}
+
+/// The steps from what is to what should be. None if they are equal.
+pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
+    let mut ops = Vec::new();
+    // A rule is counted before it can decide.
+    ops.extend(
+        desired
+            .rules
+            .difference(&observed.rules)
+            .map(|rule| TableOp::CountRule(*rule)),
+    );
+    let rows = rows(observed, desired);
+    let swaps = !rows.is_empty();
+    if swaps {
+        ops.extend(moved(observed, desired).map(TableOp::Blank));
+        ops.extend(rows);
+        ops.push(TableOp::Swap);
+    }
+    for (prefix, entry) in &desired.identities {
+        if observed.identities.get(prefix) != Some(entry) {
+            ops.push(TableOp::Identify(*prefix, *entry));
+        }
+    }
+    for prefix in observed.identities.keys() {
+        if !desired.identities.contains_key(prefix) {
+            ops.push(TableOp::Forget(*prefix));
+        }
+    }
+    ops.extend(
+        observed
+            .rules
+            .difference(&desired.rules)
+            .map(|rule| TableOp::ForgetRule(*rule)),
+    );
+    if observed.settings != desired.settings {
+        ops.push(TableOp::Set(desired.settings));
+    }
+    ops
+}
+
+/// Prefixes whose number changes, or that give way to a wider one: under the new policy the old
+/// number may be somebody else's.
+fn moved<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = Prefix> + 'a {
+    observed
+        .identities
+        .iter()
+        .filter(|(prefix, entry)| {
+            desired.identities.get(*prefix).map(|new| new.identity) != Some(entry.identity)
+        })
+        .map(|(prefix, _)| *prefix)
+}
+
+fn rows(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
+    let set = desired
+        .rows
+        .iter()
+        .filter(|(prefix, entry)| observed.rows.get(*prefix) != Some(*entry))
+        .map(|(prefix, entry)| TableOp::SetRow(*prefix, *entry));
+    let remove = observed
+        .rows
+        .keys()
+        .filter(|prefix| !desired.rows.contains_key(*prefix))
+        .map(|prefix| TableOp::RemoveRow(*prefix));
+    set.chain(remove).collect()
+}
+
+#[cfg(test)]
+mod tests;

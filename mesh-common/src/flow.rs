@@ -1,0 +1,165 @@
+//! Flows: the keys, and what is remembered of each.
+//!
+//! A flow is keyed by far and near end, not by source and destination, so both directions meet in
+//! one entry without sorting. Entries of hash maps can be recycled for another key while a program
+//! still holds a pointer to them: so whatever grants something (the generation above all) is only
+//! ever written by inserting a whole entry under its key, never through such a pointer.
+
+use crate::packet::proto;
+use crate::policy::{Direction, RuleId};
+use crate::{Address, Be16, Be32, Identity};
+
+/// A bidirectional 5-tuple, seen from this node.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey {
+    pub remote: Address,
+    pub local: Address,
+    /// For ICMP echo the identifier.
+    pub remote_port: Be16,
+    /// For ICMP echo the direction of the question.
+    pub local_port: Be16,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+/// What decides over a flow's next packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowState {
+    /// Nanoseconds of the monotonic clock.
+    pub last_seen: u64,
+    /// Policy generation under which the flow was last judged. Less than now: judge again.
+    pub generation: u32,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    pub remote: Identity,
+    pub local: Identity,
+    pub rule: RuleId,
+    /// The node at the far end ([`crate::IdentityEntry::peer`]).
+    pub peer: u32,
+}
+
+/// Bits of [`FlowState::flags`].
+pub mod flags {
+    /// This node opened the flow ([`crate::Direction::Egress`]).
+    pub const OPENED_EGRESS: u32 = 1;
+    /// The other end has answered; for TCP, with a SYN-ACK.
+    pub const REPLIED: u32 = 2;
+    pub const FIN_OPENER: u32 = 4;
+    pub const FIN_RESPONDER: u32 = 8;
+    pub const RESET: u32 = 16;
+    /// A tombstone: judged again under [`super::FlowState::generation`], and denied.
+    pub const DENIED: u32 = 32;
+}
+
+/// The value of `ct_new` and `ct_est`: one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowEntry {
+    pub state: FlowState,
+    /// By [`Direction`]; GSO super-packets count as their segments.
+    pub packets: [u32; 2],
+    pub bytes: [u64; 2],
+    pub spare: u64,
+}
+
+/// Under which a first fragment leaves its ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FragmentKey {
+    pub remote: Address,
+    pub local: Address,
+    pub id: Be32,
+    pub proto: u8,
+    pub direction: u8,
+    pub pad: [u8; 2],
+}
+
+/// What a first fragment leaves: the rest of the flow's key.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentEntry {
+    pub last_seen: u64,
+    pub remote_port: Be16,
+    pub local_port: Be16,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<FlowState>() == 32);
+const _: () = assert!(size_of::<FlowEntry>() == 64);
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+const _: () = assert!(size_of::<FragmentEntry>() == 16);
+
+/// Which table holds a flow: `ct_new` until it is confirmed, `ct_est` after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    HalfOpen,
+    Established,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Linux waits 2 h before the first keepalive and gives up 11 min later (tcp(7)); an idle connection
+/// must outlive both.
+pub const TCP_IDLE: u64 = 8_000 * SECOND;
+/// A SYN is repeated after 1, 3, 7 and 15 s.
+pub const TCP_NEW: u64 = 20 * SECOND;
+/// Both ends have said FIN; what remains is a repeated last ACK.
+pub const TCP_CLOSED: u64 = 30 * SECOND;
+pub const TCP_RESET: u64 = 10 * SECOND;
+pub const DATAGRAM_NEW: u64 = 30 * SECOND;
+/// RFC 4787, section 4.3 asks for two minutes.
+pub const DATAGRAM_IDLE: u64 = 120 * SECOND;
+pub const ECHO: u64 = 10 * SECOND;
+/// How long a packet's fragments may trickle in: Linux gives up reassembly after the same time.
+pub const FRAGMENT: u64 = 30 * SECOND;
+
+impl FlowState {
+    #[inline(always)]
+    pub const fn opened(&self) -> Direction {
+        if self.flags & flags::OPENED_EGRESS != 0 {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
+    }
+
+    /// TCP that was closed by both ends or reset: the same ports may open anew.
+    #[inline(always)]
+    pub const fn is_closing(&self) -> bool {
+        const BOTH: u32 = flags::FIN_OPENER | flags::FIN_RESPONDER;
+        self.flags & flags::RESET != 0 || self.flags & BOTH == BOTH
+    }
+
+    /// Nanoseconds without a packet after which the flow is forgotten.
+    #[inline(always)]
+    pub const fn timeout(&self, key_proto: u8, stage: Stage) -> u64 {
+        match key_proto {
+            proto::TCP => {
+                if self.flags & flags::RESET != 0 {
+                    TCP_RESET
+                } else if self.is_closing() {
+                    TCP_CLOSED
+                } else {
+                    match stage {
+                        Stage::HalfOpen => TCP_NEW,
+                        Stage::Established => TCP_IDLE,
+                    }
+                }
+            }
+            proto::ICMP | proto::ICMPV6 => ECHO,
+            _ => match stage {
+                Stage::HalfOpen => DATAGRAM_NEW,
+                Stage::Established => DATAGRAM_IDLE,
+            },
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_expired(&self, key_proto: u8, stage: Stage, now: u64) -> bool {
+        now.saturating_sub(self.last_seen) > self.timeout(key_proto, stage)
+    }
+}

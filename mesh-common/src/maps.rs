@@ -1,0 +1,93 @@
+//! The maps that the programs and the agent share: names, sizes, and the layout's number.
+//!
+//! A pinned map outlives the agent that made it, and nothing in the kernel says what its bytes
+//! mean. So the number below is part of the pin path: two layouts never meet.
+
+use crate::{Direction, DropReason};
+
+/// Raised with every change to a type of this crate that a map holds.
+pub const LAYOUT_VERSION: u32 = 1;
+
+pub const CFG: &str = "cfg";
+pub const ID_EXACT: &str = "id_exact";
+pub const ID_CIDR: &str = "id_cidr";
+pub const POL: &str = "pol";
+pub const CT_EST: &str = "ct_est";
+pub const CT_NEW: &str = "ct_new";
+pub const FRAG: &str = "frag";
+pub const RULE_CTR: &str = "rule_ctr";
+pub const REASON_CTR: &str = "reason_ctr";
+pub const EVENTS: &str = "events";
+
+/// Every map that is pinned and adopted.
+pub const PINNED: [&str; 10] = [
+    CFG, ID_EXACT, ID_CIDR, POL, CT_EST, CT_NEW, FRAG, RULE_CTR, REASON_CTR, EVENTS,
+];
+
+/// Addresses of nodes: one per family, so 32,768 peers.
+pub const ID_EXACT_CAPACITY: u32 = 65_536;
+/// Subnet routes.
+pub const ID_CIDR_CAPACITY: u32 = 16_384;
+/// Rows of one policy; memory is taken only for what is there.
+pub const POLICY_CAPACITY: u32 = 262_144;
+pub const FLOW_CAPACITY: u32 = 65_536;
+pub const FRAGMENT_CAPACITY: u32 = 8_192;
+/// Rules that one node's policy names; memory is taken only for what is there.
+pub const RULE_CAPACITY: u32 = 65_536;
+/// Bytes of the ring buffer: 16,384 drop events.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+
+/// The one value of `cfg`. All zero, as the kernel makes it, drops everything.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// Raised by every change that can change a verdict; 0 until the first policy is loaded.
+    pub generation: u32,
+    /// [`Config::LOG`], [`Config::OBSERVE`].
+    pub flags: u32,
+    /// Greatest MSS that a SYN may carry, by family; 0 leaves it alone.
+    pub mss_v4: u16,
+    pub mss_v6: u16,
+    pub spare: [u32; 13],
+}
+
+impl Config {
+    /// Write every new flow and every drop to aya-log.
+    pub const LOG: u32 = 1;
+    /// Judge, count and log, but drop nothing: for looking at an interface that is not the mesh's.
+    pub const OBSERVE: u32 = 2;
+}
+
+const _: () = assert!(size_of::<Config>() == 64);
+
+/// Packets and bytes, summed over CPUs by whoever reads.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl core::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+}
+
+/// Slots of `reason_ctr`: room for reasons to come.
+pub const REASON_SLOTS: u32 = 256;
+/// What was passed counts as reason 0.
+pub const PASSED: u8 = 0;
+/// Events that found the ring buffer full count as this one.
+pub const EVENTS_LOST: u8 = 127;
+
+/// Where `reason_ctr` counts packets of one outcome and direction.
+#[inline(always)]
+pub const fn reason_slot(drop: Option<DropReason>, direction: Direction) -> u32 {
+    let number = match drop {
+        None => PASSED,
+        Some(reason) => reason as u8,
+    };
+    number as u32 * 2 + direction as u32
+}

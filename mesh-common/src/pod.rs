@@ -1,0 +1,36 @@
+//! Leave for aya to copy the map types as bytes.
+#![expect(
+    unsafe_code,
+    reason = "Pod is an unsafe marker, and these types are the crate's whole purpose"
+)]
+
+use aya::Pod;
+
+use crate::addr::Prefix;
+use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::maps::{Config, Count};
+use crate::policy::{PolicyEntry, PolicyKey, RuleId};
+use crate::{Address, IdentityEntry};
+
+macro_rules! pod {
+    ($($type:ty),* $(,)?) => {$(
+        // SAFETY: repr(C) or transparent over integers, without padding (sizes are asserted beside
+        // each type), so every byte is initialised and every bit pattern is a value.
+        unsafe impl Pod for $type {}
+    )*};
+}
+
+pod!(
+    Address,
+    Config,
+    Count,
+    FlowEntry,
+    FlowKey,
+    FragmentEntry,
+    FragmentKey,
+    IdentityEntry,
+    PolicyEntry,
+    PolicyKey,
+    Prefix,
+    RuleId,
+);

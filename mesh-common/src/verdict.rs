@@ -1,0 +1,452 @@
+//! The verdict over one packet, stated once for the kernel, for user space and for explanations.
+//!
+//! [`decide`] is a function of what the packet says, of the time and of what the tables hold; it
+//! changes nothing. What must be remembered goes out as an [`Effect`], so a dry run is a run whose
+//! effect nobody carries out.
+
+use crate::flow::{FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use crate::packet::{Facts, Kind, proto};
+use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
+use crate::tcp::{self, From};
+use crate::{Address, Identity, IdentityEntry};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal, $help:literal;)*) => {
+        /// Why a packet was dropped. Numbers index the kernel's counters: append, never re-use.
+        #[repr(u8)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum DropReason {
+            $(#[doc = $help] $name = $number,)*
+        }
+
+        impl DropReason {
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// As counters and logs spell it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            /// One line for the operator: what it means, and what to do.
+            pub const fn help(self) -> &'static str {
+                match self {
+                    $(Self::$name => $help,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    NoPolicy = 1, "no policy",
+        "No policy was loaded yet: the agent is starting, or has never reached its coordinator.";
+    Truncated = 2, "truncated",
+        "The packet ends inside a header: broken or hostile sender.";
+    NotIp = 3, "not ip",
+        "Neither IPv4 nor IPv6: the mesh carries nothing else.";
+    MalformedHeader = 4, "malformed header",
+        "A header claims a length that it cannot have: broken or hostile sender.";
+    MappedAddress = 5, "mapped address",
+        "An IPv6 packet with an IPv4-mapped address, which would pass for another node's IPv4.";
+    TinyFragment = 6, "tiny fragment",
+        "A fragment so close to the first that it would overwrite what was judged (RFC 3128).";
+    RoutingHeader = 7, "routing header",
+        "IPv6 routing header of type 0, forbidden by RFC 5095.";
+    UnknownExtension = 8, "unknown extension header",
+        "An IPv6 extension header behind which no port can be found.";
+    TooManyExtensions = 9, "too many extension headers",
+        "More than four IPv6 extension headers.";
+    TcpFlags = 10, "tcp flags",
+        "TCP flags that no connection uses: a port scan, as a rule.";
+    IcmpRefused = 11, "icmp refused",
+        "ICMP redirect, router or neighbour discovery: nothing in a mesh may send them.";
+    IcmpErrorMalformed = 12, "icmp error malformed",
+        "An ICMP error whose quoted packet is unreadable or was not sent by its destination.";
+    IcmpErrorUnknownFlow = 13, "icmp error without flow",
+        "An ICMP error about a flow that does not exist: late, or forged.";
+    IcmpErrorForeign = 14, "icmp error from a third node",
+        "An ICMP error about a flow with another node: forged.";
+    FragmentWithoutFirst = 15, "fragment without first",
+        "A fragment whose first part did not come before it: reordered, dropped, or forged.";
+    NoFlow = 16, "no flow",
+        "Not the start of a connection, and part of none: late, timed out, or forged.";
+    TcpOutOfState = 17, "tcp out of state",
+        "A TCP packet that the other end could not have sent in this state of the connection.";
+    Multicast = 18, "multicast",
+        "Multicast and broadcast are not carried; hosts send some by habit (mDNS, MLD).";
+    UnknownIdentity = 19, "unknown identity",
+        "The far address belongs to no node that policy lets this one know.";
+    UnknownLocal = 20, "unknown local address",
+        "The near address is neither this node's nor of a route it serves.";
+    OwnAddress = 21, "own address",
+        "A packet from the mesh that carries this node's own address as its source: forged.";
+    DeniedByRule = 22, "denied by rule",
+        "A deny rule of the policy says so: see the rule.";
+    NoRule = 23, "no rule",
+        "No rule of the policy allows it, and the default denies.";
+    Revoked = 24, "revoked",
+        "The flow was allowed once and the policy that stands now denies it.";
+    Guarded = 25, "guarded",
+        "A packet for this node's mesh address that came in outside the mesh (CVE-2019-14899).";
+}
+
+impl DropReason {
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| *r as u8 == number)
+    }
+}
+
+impl core::fmt::Display for DropReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What [`decide`] asks; every answer must come from the same moment's tables.
+pub trait Lookup {
+    /// 0 until a policy was loaded.
+    fn generation(&self) -> u32;
+    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<FlowState>;
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
+    /// [`IdentityEntry::UNKNOWN`] for nobody.
+    fn identity(&self, address: &Address) -> IdentityEntry;
+    /// The longest prefix that matches.
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry>;
+}
+
+/// What must be remembered of this packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    Nothing,
+    /// Refresh the entry in place: its time, and [`STICKY`] flags that [`Verdict::state`] adds.
+    Touch(Stage),
+    /// Put [`Verdict::state`] under [`Facts::key`] into this table, and out of the other.
+    Write(Stage),
+}
+
+/// Flags that a packet may add to an entry in place. None of them grants anything by itself.
+pub const STICKY: u32 = flags::REPLIED | flags::FIN_OPENER | flags::FIN_RESPONDER | flags::RESET;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// `None`: the packet passes.
+    pub drop: Option<DropReason>,
+    /// The rule that decided, now or when the flow was opened.
+    pub rule: RuleId,
+    pub remote: Identity,
+    pub local: Identity,
+    pub effect: Effect,
+    pub state: FlowState,
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub const fn passes(&self) -> bool {
+        self.drop.is_none()
+    }
+
+    /// Dropped before anybody asked who or what.
+    #[inline(always)]
+    pub const fn refused(reason: DropReason) -> Self {
+        Self::refuse(reason, &Judged::NOBODY)
+    }
+
+    #[inline(always)]
+    const fn refuse(reason: DropReason, judged: &Judged) -> Self {
+        Self {
+            drop: Some(reason),
+            ..Self::pass(judged, Effect::Nothing)
+        }
+    }
+
+    #[inline(always)]
+    const fn pass(judged: &Judged, effect: Effect) -> Self {
+        Self {
+            drop: None,
+            rule: judged.rule,
+            remote: judged.remote,
+            local: judged.local,
+            effect,
+            state: FlowState {
+                last_seen: 0,
+                generation: 0,
+                flags: 0,
+                remote: judged.remote,
+                local: judged.local,
+                rule: judged.rule,
+                peer: judged.peer,
+            },
+        }
+    }
+}
+
+/// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
+/// speaks; without any the default denies.
+#[inline(always)]
+pub const fn precedence(
+    exact: Option<PolicyEntry>,
+    any: Option<PolicyEntry>,
+) -> (Option<DropReason>, RuleId) {
+    match (exact, any) {
+        (Some(entry), _) if entry.is_deny() => (Some(DropReason::DeniedByRule), entry.rule),
+        (_, Some(entry)) if entry.is_deny() => (Some(DropReason::DeniedByRule), entry.rule),
+        (Some(entry), _) | (None, Some(entry)) => (None, entry.rule),
+        (None, None) => (Some(DropReason::NoRule), RuleId::NONE),
+    }
+}
+
+/// What the policy says of a flow, and of whom it spoke.
+#[derive(Clone, Copy)]
+struct Judged {
+    drop: Option<DropReason>,
+    rule: RuleId,
+    remote: Identity,
+    local: Identity,
+    peer: u32,
+}
+
+impl Judged {
+    const NOBODY: Self = Self {
+        drop: None,
+        rule: RuleId::NONE,
+        remote: Identity::UNKNOWN,
+        local: Identity::UNKNOWN,
+        peer: 0,
+    };
+
+    #[inline(always)]
+    const fn remembered(state: &FlowState) -> Self {
+        Self {
+            drop: None,
+            rule: state.rule,
+            remote: state.remote,
+            local: state.local,
+            peer: state.peer,
+        }
+    }
+}
+
+/// May a flow be opened in this direction? Identities first: whoever is unknown never meets
+/// [`Identity::ANY`].
+#[inline(always)]
+fn judge(tables: &impl Lookup, key: &FlowKey, opened: Direction, port: u16) -> Judged {
+    let remote = tables.identity(&key.remote);
+    let mut judged = Judged {
+        remote: remote.identity,
+        peer: remote.peer,
+        ..Judged::NOBODY
+    };
+    if !remote.is_known() {
+        judged.drop = Some(DropReason::UnknownIdentity);
+        return judged;
+    }
+    if remote.is_local() {
+        judged.drop = Some(DropReason::OwnAddress);
+        return judged;
+    }
+    let local = tables.identity(&key.local);
+    judged.local = local.identity;
+    if !local.is_known() {
+        judged.drop = Some(DropReason::UnknownLocal);
+        return judged;
+    }
+    let ask = |remote| {
+        tables.policy(&PolicyKey::new(
+            remote,
+            local.identity,
+            opened,
+            key.proto,
+            port,
+        ))
+    };
+    (judged.drop, judged.rule) = precedence(ask(remote.identity), ask(Identity::ANY));
+    judged
+}
+
+/// The port that policy saw when the flow was opened.
+#[inline(always)]
+fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
+    match key.proto {
+        proto::ICMP => 8,
+        proto::ICMPV6 => 128,
+        _ => match opened {
+            Direction::Ingress => key.local_port.get(),
+            Direction::Egress => key.remote_port.get(),
+        },
+    }
+}
+
+/// Finds the ports of a later fragment, which only its first one had.
+#[inline(always)]
+pub fn complete(facts: &mut Facts, now: u64, tables: &impl Lookup) -> Result<(), DropReason> {
+    if !matches!(facts.kind, Kind::LaterFragment) {
+        return Ok(());
+    }
+    match tables.fragment(&facts.fragment_key()) {
+        Some(first) if now.saturating_sub(first.last_seen) <= FRAGMENT => {
+            facts.key.remote_port = first.remote_port;
+            facts.key.local_port = first.local_port;
+            facts.key.proto = first.proto;
+            Ok(())
+        }
+        _ => Err(DropReason::FragmentWithoutFirst),
+    }
+}
+
+/// Judges one packet, [`complete`]d. `now` is in nanoseconds of the clock that stamped the flows.
+#[inline(always)]
+pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
+    if tables.generation() == 0 {
+        return Verdict::refused(DropReason::NoPolicy);
+    }
+    let mut stage = Stage::Established;
+    let mut found = alive(tables, stage, &facts.key, now);
+    if found.is_none() {
+        stage = Stage::HalfOpen;
+        found = alive(tables, stage, &facts.key, now);
+    }
+    if let Some(state) = found
+        && let Some(verdict) = known(facts, now, stage, &state, tables)
+    {
+        return verdict;
+    }
+    unknown(facts, now, tables)
+}
+
+#[inline(always)]
+fn alive(tables: &impl Lookup, stage: Stage, key: &FlowKey, now: u64) -> Option<FlowState> {
+    let state = tables.flow(stage, key)?;
+    (!state.is_expired(key.proto, stage, now)).then_some(state)
+}
+
+/// A packet whose flow is in a table, or an ICMP error that speaks of one. `None`: it wants to open a
+/// flow of its own under the same key.
+#[inline(always)]
+fn known(
+    facts: &Facts,
+    now: u64,
+    stage: Stage,
+    state: &FlowState,
+    tables: &impl Lookup,
+) -> Option<Verdict> {
+    if matches!(facts.kind, Kind::Tcp) && tcp::opens(facts.tcp) && state.is_closing() {
+        return None;
+    }
+    let mut next = *state;
+    let stale = state.generation != tables.generation();
+    if stale {
+        let opened = state.opened();
+        let judged = judge(tables, &facts.key, opened, policy_port(&facts.key, opened));
+        next.generation = tables.generation();
+        next.rule = judged.rule;
+        next.remote = judged.remote;
+        next.local = judged.local;
+        next.peer = judged.peer;
+        next.flags = match judged.drop {
+            Some(_) => state.flags | flags::DENIED,
+            None => state.flags & !flags::DENIED,
+        };
+    }
+    let judged = Judged::remembered(&next);
+    let from = if facts.direction as u8 == next.opened() as u8 {
+        From::Opener
+    } else {
+        From::Responder
+    };
+    if next.flags & flags::DENIED != 0 {
+        // What was denied was the opener's flow; the other end may have one of its own to open.
+        if matches!(from, From::Responder) && opens(facts) {
+            return None;
+        }
+        let mut verdict = Verdict::refuse(DropReason::Revoked, &judged);
+        if stale && !matches!(facts.kind, Kind::IcmpError) {
+            verdict.effect = Effect::Write(stage);
+            verdict.state = next;
+        }
+        return Some(verdict);
+    }
+    let mut confirms = false;
+    match facts.kind {
+        Kind::IcmpError => return Some(error(facts, &judged, tables)),
+        Kind::Tcp => match tcp::step(next.flags, from, facts.tcp) {
+            Some(step) => {
+                next.flags = step.flags;
+                confirms = step.confirms;
+            }
+            None => return Some(Verdict::refuse(DropReason::TcpOutOfState, &judged)),
+        },
+        Kind::LaterFragment => {}
+        _ => {
+            if matches!(from, From::Responder) {
+                next.flags |= flags::REPLIED;
+                confirms = true;
+            }
+        }
+    }
+    // A connection that was reset is forgotten on time, however often the ends repeat themselves.
+    if state.flags & flags::RESET == 0 {
+        next.last_seen = now;
+    }
+    let effect = match stage {
+        Stage::HalfOpen if confirms => Effect::Write(Stage::Established),
+        _ if stale => Effect::Write(stage),
+        _ => Effect::Touch(stage),
+    };
+    Some(Verdict {
+        state: next,
+        ..Verdict::pass(&judged, effect)
+    })
+}
+
+/// An ICMP error about a flow that stands: only the node at its far end may report on it.
+#[inline(always)]
+fn error(facts: &Facts, judged: &Judged, tables: &impl Lookup) -> Verdict {
+    if matches!(facts.direction, Direction::Ingress) {
+        let sender = tables.identity(&facts.remote);
+        if !sender.is_known() || sender.peer != judged.peer {
+            return Verdict::refuse(DropReason::IcmpErrorForeign, judged);
+        }
+    }
+    Verdict::pass(judged, Effect::Nothing)
+}
+
+/// Could this packet be the first of a flow?
+#[inline(always)]
+fn opens(facts: &Facts) -> bool {
+    match facts.kind {
+        Kind::Tcp => tcp::opens(facts.tcp),
+        Kind::Datagram | Kind::EchoRequest | Kind::Single => true,
+        Kind::EchoReply | Kind::IcmpError | Kind::LaterFragment => false,
+    }
+}
+
+/// A packet without a flow: it opens one that policy allows, or it is dropped.
+#[inline(always)]
+fn unknown(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
+    if !opens(facts) {
+        return Verdict::refused(match facts.kind {
+            Kind::IcmpError => DropReason::IcmpErrorUnknownFlow,
+            _ => DropReason::NoFlow,
+        });
+    }
+    if facts.key.remote.is_multicast() || facts.key.local.is_multicast() {
+        return Verdict::refused(DropReason::Multicast);
+    }
+    let judged = judge(tables, &facts.key, facts.direction, facts.port);
+    if let Some(reason) = judged.drop {
+        return Verdict::refuse(reason, &judged);
+    }
+    if matches!(facts.kind, Kind::Single) {
+        return Verdict::pass(&judged, Effect::Nothing);
+    }
+    let mut verdict = Verdict::pass(&judged, Effect::Write(Stage::HalfOpen));
+    verdict.state.last_seen = now;
+    verdict.state.generation = tables.generation();
+    verdict.state.flags = match facts.direction {
+        Direction::Ingress => 0,
+        Direction::Egress => flags::OPENED_EGRESS,
+    };
+    verdict
+}

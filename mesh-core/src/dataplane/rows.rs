@@ -1,0 +1,172 @@
+//! Policy entries to rows of a longest-prefix table.
+//!
+//! A longest match knows one answer where a policy has many: a deny of all ports must beat an accept
+//! of one. So who wins is settled here, for every protocol and port, and a row is written only where
+//! the answer differs from that of the next shorter row.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_common::policy::PolicyPrefix;
+use mesh_common::{PolicyEntry, PolicyKey};
+
+use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange};
+use crate::{Direction, Identity, RuleId};
+
+/// Flows that differ in nothing but protocol and port.
+type Ends = (Identity, Identity, Direction);
+
+pub(super) fn compile(policy: &NodePolicy) -> BTreeMap<PolicyPrefix, PolicyEntry> {
+    let mut groups: BTreeMap<Ends, Vec<(&EntryKey, &Entry)>> = BTreeMap::new();
+    for (key, entry) in &policy.entries {
+        let ends = (key.remote, key.local, key.direction);
+        groups.entry(ends).or_default().push((key, entry));
+    }
+    let mut rows = BTreeMap::new();
+    for (ends, entries) in groups {
+        group(policy, ends, &entries, &mut rows);
+    }
+    rows
+}
+
+fn group(
+    policy: &NodePolicy,
+    ends: Ends,
+    entries: &[(&EntryKey, &Entry)],
+    rows: &mut BTreeMap<PolicyPrefix, PolicyEntry>,
+) {
+    let every_proto: Vec<_> = entries
+        .iter()
+        .filter(|(key, _)| key.proto.is_none())
+        .collect();
+    let any = winner(policy, every_proto.iter().map(|(_, entry)| *entry));
+    if let Some(answer) = any {
+        rows.insert(row(ends, 0, 0, PolicyPrefix::ANY_PROTO), answer);
+    }
+    let protos: BTreeSet<u8> = entries.iter().filter_map(|(key, _)| key.proto).collect();
+    for proto in protos {
+        let about: Vec<(PortRange, &Entry)> = entries
+            .iter()
+            .filter(|(key, _)| key.proto.is_none_or(|p| p == proto))
+            .map(|(key, entry)| (key.ports, *entry))
+            .collect();
+        let ports = Ports::of(policy, &about);
+        let mut put = |port, len, answer| {
+            rows.insert(row(ends, proto, port, PolicyPrefix::ANY_PORT + len), answer);
+        };
+        ports.prefixes(0, 0, any, &mut put);
+    }
+}
+
+/// The deny, or else the accept, that stands first in the policy text.
+fn winner<'a>(
+    policy: &NodePolicy,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Option<PolicyEntry> {
+    let first = entries.min_by_key(|entry| {
+        let line = policy
+            .rules
+            .get(&entry.rule)
+            .map_or(u32::MAX, |rule| rule.line);
+        (entry.action == Action::Accept, line, entry.rule)
+    })?;
+    Some(answer(first.action, first.rule))
+}
+
+fn answer(action: Action, rule: RuleId) -> PolicyEntry {
+    match action {
+        Action::Accept => PolicyEntry::accept(rule),
+        Action::Deny => PolicyEntry::deny(rule),
+    }
+}
+
+fn row((remote, local, direction): Ends, proto: u8, port: u16, len: u32) -> PolicyPrefix {
+    PolicyPrefix {
+        len,
+        key: PolicyKey::new(remote, local, direction, proto, port),
+    }
+}
+
+/// The answer for every port of one protocol: each start of a run, and what holds until the next.
+struct Ports(BTreeMap<u32, Option<PolicyEntry>>);
+
+impl Ports {
+    fn of(policy: &NodePolicy, about: &[(PortRange, &Entry)]) -> Self {
+        let mut starts = BTreeSet::from([0]);
+        for (range, _) in about {
+            starts.insert(u32::from(range.first));
+            starts.insert(u32::from(range.last) + 1);
+        }
+        starts.remove(&0x1_0000);
+        let runs = starts.into_iter().map(|start| {
+            let holds = about
+                .iter()
+                .filter(|(range, _)| range.contains(start as u16));
+            (start, winner(policy, holds.map(|(_, entry)| *entry)))
+        });
+        Self(runs.collect())
+    }
+
+    /// The one answer of `first..=last`, if it is one.
+    fn uniform(&self, first: u32, last: u32) -> Option<Option<PolicyEntry>> {
+        let (_, answer) = self.0.range(..=first).next_back()?;
+        let same = self
+            .0
+            .range(first + 1..=last)
+            .all(|(_, other)| other == answer);
+        same.then_some(*answer)
+    }
+
+    /// Writes the prefixes below `port/len` whose answer is not what is inherited from above.
+    fn prefixes(
+        &self,
+        port: u16,
+        len: u32,
+        inherited: Option<PolicyEntry>,
+        put: &mut impl FnMut(u16, u32, PolicyEntry),
+    ) {
+        let size = 1 << (16 - len);
+        let first = u32::from(port);
+        match self.uniform(first, first + size - 1) {
+            // No answer below an answer: the row above holds for every port, so there is always one.
+            Some(answer) => {
+                if let Some(answer) = answer
+                    && Some(answer) != inherited
+                {
+                    put(port, len, answer);
+                }
+            }
+            None => {
+                self.prefixes(port, len + 1, inherited, put);
+                self.prefixes(port + (size / 2) as u16, len + 1, inherited, put);
+            }
+        }
+    }
+}
+
+/// The longest row around `key`, as the kernel's trie finds it.
+pub(super) fn longest(
+    rows: &BTreeMap<PolicyPrefix, PolicyEntry>,
+    key: &PolicyKey,
+) -> Option<PolicyEntry> {
+    let port = key.port.get();
+    let ports = (PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT)
+        .rev()
+        .map(|len| {
+            let ignored = PolicyPrefix::EXACT - len;
+            (
+                len,
+                key.proto,
+                ((u32::from(port) >> ignored) << ignored) as u16,
+            )
+        });
+    ports
+        .chain([(PolicyPrefix::ANY_PROTO, 0, 0)])
+        .find_map(|(len, proto, port)| {
+            let key = PolicyKey {
+                proto,
+                port: mesh_common::Be16::new(port),
+                ..*key
+            };
+            rows.get(&PolicyPrefix { len, key }).copied()
+        })
+}

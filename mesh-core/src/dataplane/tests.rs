@@ -1,0 +1,316 @@
+//! The tables against the netmap that they were made of.
+
+use std::net::Ipv4Addr;
+
+use mesh_common::verdict::precedence;
+use mesh_common::{Be32, DropReason, PolicyKey};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::Direction;
+use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange, Rule};
+
+fn identity() -> impl Strategy<Value = Identity> {
+    (16_u32..20).prop_map(Identity)
+}
+
+fn remote() -> impl Strategy<Value = Identity> {
+    prop_oneof![1 => Just(Identity::ANY), 3 => identity()]
+}
+
+fn ports() -> impl Strategy<Value = PortRange> {
+    let port = prop_oneof![
+        Just(0),
+        Just(22),
+        Just(1023),
+        Just(1024),
+        Just(65_535),
+        any::<u16>()
+    ];
+    prop_oneof![
+        1 => Just(PortRange::ALL),
+        3 => (port.clone(), port).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) }),
+    ]
+}
+
+fn entry() -> impl Strategy<Value = (EntryKey, Entry)> {
+    let proto = prop_oneof![Just(None), Just(Some(6)), Just(Some(17))];
+    let action = prop_oneof![3 => Just(Action::Accept), 1 => Just(Action::Deny)];
+    (
+        remote(),
+        16_u32..18,
+        any::<bool>(),
+        proto,
+        ports(),
+        action,
+        1_u32..9,
+    )
+        .prop_map(|(remote, local, ingress, proto, ports, action, rule)| {
+            let key = EntryKey {
+                remote,
+                local: Identity(local),
+                direction: if ingress {
+                    Direction::Ingress
+                } else {
+                    Direction::Egress
+                },
+                proto,
+                ports: if proto.is_some() {
+                    ports
+                } else {
+                    PortRange::ALL
+                },
+            };
+            (
+                key,
+                Entry {
+                    action,
+                    rule: RuleId(rule),
+                },
+            )
+        })
+}
+
+fn policy() -> impl Strategy<Value = NodePolicy> {
+    let net = prop_oneof![
+        (0_u8..6)
+            .prop_map(|n| Ipv4Addr::new(100, 64, 0, n).into())
+            .prop_map(|a: IpAddr| IpNet::from(a)),
+        (0_u8..3).prop_map(|n| IpNet::new(Ipv4Addr::new(10, n, 0, 0).into(), 16).unwrap()),
+        Just("100.64.0.0/29".parse().unwrap()),
+        (0_u16..4).prop_map(|n| format!("fd00::{n}/128").parse().unwrap()),
+    ];
+    let rules: BTreeMap<RuleId, Rule> = (1..9)
+        .map(|n| {
+            // Lines in another order than numbers: the text decides, not the number.
+            let rule = Rule {
+                line: 100 - n,
+                summary: String::new(),
+            };
+            (RuleId(n), rule)
+        })
+        .collect();
+    (btree_map(net, identity(), 0..8), vec(entry(), 0..12)).prop_map(
+        move |(identities, entries)| NodePolicy {
+            identities,
+            entries: entries.into_iter().collect(),
+            rules: rules.clone(),
+        },
+    )
+}
+
+fn tables(policy: &NodePolicy) -> Tables {
+    let rows = rows::compile(policy);
+    Tables {
+        identities: policy
+            .identities
+            .iter()
+            .map(|(net, identity)| {
+                let entry = IdentityEntry {
+                    identity: *identity,
+                    ..IdentityEntry::UNKNOWN
+                };
+                (prefix(*net), entry)
+            })
+            .collect(),
+        rules: rows.values().map(|entry| entry.rule).collect(),
+        rows,
+        settings: Settings::default(),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    remote: Identity,
+    local: Identity,
+    direction: Direction,
+    proto: u8,
+    port: u16,
+}
+
+fn flow() -> impl Strategy<Value = Flow> {
+    let port = prop_oneof![
+        Just(0),
+        Just(22),
+        Just(1023),
+        Just(1024),
+        Just(65_535),
+        any::<u16>()
+    ];
+    let proto = prop_oneof![Just(6), Just(17), Just(47)];
+    (identity(), 16_u32..18, any::<bool>(), proto, port).prop_map(
+        |(remote, local, ingress, proto, port)| Flow {
+            remote,
+            local: Identity(local),
+            direction: if ingress {
+                Direction::Ingress
+            } else {
+                Direction::Egress
+            },
+            proto,
+            port,
+        },
+    )
+}
+
+/// Read straight from the entries: a deny wins, then the entries for this very remote, then the text.
+fn read(policy: &NodePolicy, flow: &Flow) -> Option<(Action, RuleId)> {
+    let mut matching: Vec<(&EntryKey, &Entry)> = policy
+        .entries
+        .iter()
+        .filter(|(key, _)| {
+            (key.remote == flow.remote || key.remote == Identity::ANY)
+                && key.local == flow.local
+                && key.direction == flow.direction
+                && key.proto.is_none_or(|proto| proto == flow.proto)
+                && key.ports.contains(flow.port)
+        })
+        .collect();
+    if matching
+        .iter()
+        .any(|(_, entry)| entry.action == Action::Deny)
+    {
+        matching.retain(|(_, entry)| entry.action == Action::Deny);
+    }
+    if matching.iter().any(|(key, _)| key.remote == flow.remote) {
+        matching.retain(|(key, _)| key.remote == flow.remote);
+    }
+    let (_, entry) = matching
+        .into_iter()
+        .min_by_key(|(_, e)| (policy.rules[&e.rule].line, e.rule))?;
+    Some((entry.action, entry.rule))
+}
+
+/// Asked of the rows, as the packet path does.
+fn ask(tables: &Tables, flow: &Flow) -> Option<(Action, RuleId)> {
+    let row = |remote: Identity| {
+        let mut key = PolicyKey::new(
+            flow.remote,
+            flow.local,
+            flow.direction,
+            flow.proto,
+            flow.port,
+        );
+        key.remote = Be32::new(remote.0);
+        tables.row(&key)
+    };
+    match precedence(row(flow.remote), row(Identity::ANY)) {
+        (None, rule) => Some((Action::Accept, rule)),
+        (Some(DropReason::DeniedByRule), rule) => Some((Action::Deny, rule)),
+        (Some(_), _) => None,
+    }
+}
+
+/// Carries out steps on plain values, the policy in two halves as in the kernel.
+fn execute(tables: &mut Tables, shadow: &mut BTreeMap<PolicyPrefix, PolicyEntry>, op: &TableOp) {
+    match op {
+        TableOp::Blank(prefix) => {
+            tables.identities.insert(*prefix, IdentityEntry::UNKNOWN);
+        }
+        TableOp::SetRow(prefix, entry) => {
+            shadow.insert(*prefix, *entry);
+        }
+        TableOp::RemoveRow(prefix) => {
+            shadow.remove(prefix);
+        }
+        TableOp::Swap => std::mem::swap(shadow, &mut tables.rows),
+        TableOp::Identify(prefix, entry) => {
+            tables.identities.insert(*prefix, *entry);
+        }
+        TableOp::Forget(prefix) => {
+            tables.identities.remove(prefix);
+        }
+        TableOp::CountRule(rule) => {
+            tables.rules.insert(*rule);
+        }
+        TableOp::ForgetRule(rule) => {
+            tables.rules.remove(rule);
+        }
+        TableOp::Set(settings) => tables.settings = *settings,
+    }
+}
+
+/// May a packet between these addresses pass, and if not, is one of them nobody?
+fn passes(tables: &Tables, remote: IpAddr, local: IpAddr, flow: &Flow) -> Option<bool> {
+    let (remote, local) = (tables.identity(remote), tables.identity(local));
+    if !remote.is_known() || !local.is_known() {
+        return None;
+    }
+    let flow = Flow {
+        remote: remote.identity,
+        local: local.identity,
+        ..*flow
+    };
+    Some(matches!(ask(tables, &flow), Some((Action::Accept, _))))
+}
+
+proptest! {
+    #[test]
+    fn rows_answer_as_the_entries_read(policy in policy(), flows in vec(flow(), 1..40)) {
+        let tables = tables(&policy);
+        for flow in flows {
+            prop_assert_eq!(ask(&tables, &flow), read(&policy, &flow), "{:?}", flow);
+        }
+    }
+
+    #[test]
+    fn steps_lead_from_one_content_to_the_other(from in policy(), to in policy()) {
+        let (from, to) = (tables(&from), tables(&to));
+        let mut now = from.clone();
+        let mut shadow = from.rows.clone();
+        for op in reconcile(&from, &to) {
+            execute(&mut now, &mut shadow, &op);
+        }
+        prop_assert_eq!(&now, &to);
+        prop_assert_eq!(reconcile(&now, &to), vec![]);
+    }
+
+    #[test]
+    fn no_packet_meets_half_a_policy(
+        from in policy(), to in policy(), flow in flow(),
+        remote in 0_u8..6, local in 0_u8..6,
+    ) {
+        let (from, to) = (tables(&from), tables(&to));
+        let remote = Ipv4Addr::new(100, 64, 0, remote).into();
+        let local = Ipv4Addr::new(100, 64, 0, local).into();
+        let (before, after) = (passes(&from, remote, local, &flow), passes(&to, remote, local, &flow));
+        let mut now = from.clone();
+        let mut shadow = from.rows.clone();
+        for op in reconcile(&from, &to) {
+            execute(&mut now, &mut shadow, &op);
+            let here = passes(&now, remote, local, &flow);
+            prop_assert!(
+                here != Some(true) || before == Some(true) || after == Some(true),
+                "passes after {:?}, neither before nor when done", op
+            );
+        }
+    }
+}
+
+#[test]
+fn a_port_range_becomes_the_fewest_prefixes() {
+    let rows_of = |first, last| {
+        let key = EntryKey {
+            remote: Identity(16),
+            local: Identity(17),
+            direction: Direction::Ingress,
+            proto: Some(6),
+            ports: PortRange { first, last },
+        };
+        let entry = Entry {
+            action: Action::Accept,
+            rule: RuleId(1),
+        };
+        let entries = BTreeMap::from([(key, entry)]);
+        rows::compile(&NodePolicy {
+            entries,
+            ..NodePolicy::default()
+        })
+        .len()
+    };
+    assert_eq!(rows_of(22, 22), 1);
+    assert_eq!(rows_of(0, 65_535), 1);
+    assert_eq!(rows_of(1024, 65_535), 6);
+    assert_eq!(rows_of(1, 65_534), 30);
+}

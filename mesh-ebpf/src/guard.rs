@@ -1,0 +1,77 @@
+//! The other interfaces: nobody outside the mesh talks to this node's mesh addresses.
+//!
+//! Without this a neighbour on the LAN can send to the address behind the tunnel and learn from the
+//! answers who talks in it (CVE-2019-14899). The tunnel's own outer packets are addressed to the
+//! underlay and pass; what the host sends to itself goes over loopback, which carries no guard.
+
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes_relative};
+use aya_ebpf::programs::TcContext;
+use mesh_common::flow::FlowKey;
+use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
+
+use crate::maps::ID_EXACT;
+use crate::tables::Size;
+use crate::{DROP, NEXT, stats};
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> i32 {
+    // SAFETY: a field of the context that the kernel lets classifiers read.
+    let protocol = unsafe { (*ctx.skb.skb).protocol } as u16;
+    // Relative to the network header: this serves Ethernet, PPP and tunnels alike.
+    let (source, destination) = match u16::from_be(protocol) {
+        0x0800 => match load::<[u32; 2]>(ctx, 12) {
+            Some([source, destination]) => (
+                Address::from_v4_word(source),
+                Address::from_v4_word(destination),
+            ),
+            None => return NEXT,
+        },
+        0x86dd => match load::<[[u32; 4]; 2]>(ctx, 8) {
+            Some([source, destination]) => {
+                (Address::from_words(source), Address::from_words(destination))
+            }
+            None => return NEXT,
+        },
+        _ => return NEXT,
+    };
+    // SAFETY: read at once; user space replaces entries whole.
+    match unsafe { ID_EXACT.get(&destination) } {
+        Some(entry) if entry.is_local() => {}
+        _ => return NEXT,
+    }
+    let verdict = Verdict::refused(DropReason::Guarded);
+    let key = FlowKey {
+        remote: source,
+        local: destination,
+        remote_port: Be16::new(0),
+        local_port: Be16::new(0),
+        proto: 0,
+        pad: [0; 3],
+    };
+    let size = Size {
+        segments: 1,
+        bytes: u64::from(ctx.len()),
+    };
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    stats::count(&verdict, Direction::Ingress, size);
+    stats::report(&key, Direction::Ingress, 0, &verdict, now, size);
+    DROP
+}
+
+#[inline(always)]
+fn load<T>(ctx: &TcContext, at: u32) -> Option<T> {
+    let mut value = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: the helper fills exactly the bytes that it is given, or reports that it did not.
+    unsafe {
+        let read = bpf_skb_load_bytes_relative(
+            ctx.skb.skb.cast(),
+            at,
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            BPF_HDR_START_NET,
+        );
+        (read == 0).then(|| value.assume_init())
+    }
+}

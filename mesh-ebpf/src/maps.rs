@@ -1,0 +1,50 @@
+//! Every map of the packet path. Names, sizes and layouts come from mesh-common.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{ArrayOfMaps, LpmTrie};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
+use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use mesh_common::maps::{self, Config, Count};
+use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey};
+
+#[map(name = "cfg")]
+pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
+
+#[map(name = "id_exact")]
+pub static ID_EXACT: HashMap<Address, IdentityEntry> =
+    HashMap::with_max_entries(maps::ID_EXACT_CAPACITY, 0);
+
+#[map(name = "id_cidr")]
+pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
+    lpm_trie::LpmTrie::with_max_entries(maps::ID_CIDR_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// One policy, in a map of its own: user space fills another and puts it here in one step.
+#[btf_map(name = "pol")]
+pub static POL: ArrayOfMaps<LpmTrie<PolicyKey, PolicyEntry, { maps::POLICY_CAPACITY as usize }>, 1> =
+    ArrayOfMaps::new();
+
+/// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
+#[map(name = "ct_est")]
+pub static CT_EST: HashMap<FlowKey, FlowEntry> =
+    HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
+
+/// Half-open flows, which a flood may evict.
+#[map(name = "ct_new")]
+pub static CT_NEW: LruHashMap<FlowKey, FlowEntry> =
+    LruHashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
+
+#[map(name = "frag")]
+pub static FRAG: LruHashMap<FragmentKey, FragmentEntry> =
+    LruHashMap::with_max_entries(maps::FRAGMENT_CAPACITY, 0);
+
+/// Only rules that user space has put here are counted.
+#[map(name = "rule_ctr")]
+pub static RULE_CTR: PerCpuHashMap<u32, Count> =
+    PerCpuHashMap::with_max_entries(maps::RULE_CAPACITY, BPF_F_NO_PREALLOC);
+
+#[map(name = "reason_ctr")]
+pub static REASON_CTR: PerCpuArray<Count> = PerCpuArray::with_max_entries(maps::REASON_SLOTS, 0);
+
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
