@@ -1,1 +1,46 @@
 //! The packet filter: loads, attaches, pins and fills the eBPF programs, or judges in process.
+//!
+//! Fail closed is the rule that shapes it: programs hang on the device before it comes up, they drop
+//! until a policy is there, and what is pinned goes on filtering when the agent is gone.
+//!
+//! ```text
+//! Dataplane::attach ── loader ── programs, links, pins       Filter::new ── software
+//!    apply(&Tables) ── tables ── cfg, id_*, pol, rule_ctr        apply(&Tables)
+//!    counters()     ── counters                                  judge(direction, packet)
+//!    events()       ── events ── ring buffer                     counters(), events()
+//! ```
+
+use std::collections::BTreeMap;
+
+use mesh_common::maps::Count;
+use mesh_common::{Direction, DropReason, RuleId};
+
+mod attach;
+mod counters;
+mod events;
+mod guard;
+mod loader;
+pub mod probe;
+pub mod software;
+mod sweep;
+mod tables;
+
+pub use attach::Standing;
+pub use loader::{AttachError, Dataplane, Options};
+pub use mesh_common::event::DropEvent;
+pub use tables::ApplyError;
+
+/// How many packets met which end.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    pub passed: BTreeMap<Direction, Count>,
+    pub dropped: BTreeMap<(Direction, DropReason), Count>,
+    /// By rule: flows that it admitted, or packets that it refused. What an admitted flow carries is
+    /// not in here.
+    pub rules: BTreeMap<RuleId, Count>,
+    /// Drops of which no event tells, because nobody read fast enough.
+    pub events_lost: u64,
+}
+
+/// Drop events that wait for their reader: a second of a modest flood.
+const EVENT_QUEUE: usize = 4_096;

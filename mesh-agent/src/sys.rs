@@ -400,6 +400,55 @@ fn check(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+// === BPF ===
+
+/// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+const BPF_PROG_QUERY: libc::c_int = 16;
+
+/// The `query` arm of `union bpf_attr`, up to what TCX needs.
+#[repr(C)]
+#[derive(Default)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Ids of the programs at an interface's TCX hook (`BPF_TCX_INGRESS` is 46, `BPF_TCX_EGRESS` 47), in
+/// the order in which they run. aya's own query turns ids into descriptors, which takes CAP_SYS_ADMIN.
+pub(crate) fn bpf_prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut query = ProgQuery {
+        target_ifindex: ifindex,
+        attach_type,
+        prog_ids: (&raw mut ids).addr() as u64,
+        prog_cnt: ids.len() as u32,
+        ..ProgQuery::default()
+    };
+    // SAFETY: the kernel reads and writes at most the size given of `query`, and `prog_cnt` ids at
+    // `prog_ids`; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut query,
+            size_of::<ProgQuery>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.prog_cnt as usize).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,9 @@
 //! A pinned map outlives the agent that made it, and nothing in the kernel says what its bytes
 //! mean. So the number below is part of the pin path: two layouts never meet.
 
-use crate::{Direction, DropReason};
+use crate::addr::Prefix;
+use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -23,6 +25,43 @@ pub const EVENTS: &str = "events";
 pub const PINNED: [&str; 10] = [
     CFG, ID_EXACT, ID_CIDR, POL, CT_EST, CT_NEW, FRAG, RULE_CTR, REASON_CTR, EVENTS,
 ];
+
+/// Sizes of a map's key and value in bytes: what a pinned map is known by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    pub key: u32,
+    pub value: u32,
+}
+
+impl Shape {
+    const fn new<K, V>() -> Self {
+        Self {
+            key: size_of::<K>() as u32,
+            value: size_of::<V>() as u32,
+        }
+    }
+
+    /// Of the map called `name`, one of [`PINNED`].
+    pub fn of(name: &str) -> Self {
+        match name {
+            CFG => Self::new::<u32, Config>(),
+            ID_EXACT => Self::new::<Address, IdentityEntry>(),
+            ID_CIDR => Self::new::<Prefix, IdentityEntry>(),
+            CT_EST | CT_NEW => Self::new::<FlowKey, FlowEntry>(),
+            FRAG => Self::new::<FragmentKey, FragmentEntry>(),
+            RULE_CTR | REASON_CTR => Self::new::<u32, Count>(),
+            POL => Self::new::<u32, u32>(),
+            // A ring buffer has neither.
+            _ => Self { key: 0, value: 0 },
+        }
+    }
+}
+
+impl core::fmt::Display for Shape {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}-byte keys and {}-byte values", self.key, self.value)
+    }
+}
 
 /// Addresses of nodes: one per family, so 32,768 peers.
 pub const ID_EXACT_CAPACITY: u32 = 65_536;
@@ -80,7 +119,7 @@ pub const REASON_SLOTS: u32 = 256;
 /// What was passed counts as reason 0.
 pub const PASSED: u8 = 0;
 /// Events that found the ring buffer full count as this one.
-pub const EVENTS_LOST: u8 = 127;
+const EVENTS_LOST: u8 = 127;
 
 /// Where `reason_ctr` counts packets of one outcome and direction.
 #[inline(always)]
@@ -90,4 +129,10 @@ pub const fn reason_slot(drop: Option<DropReason>, direction: Direction) -> u32 
         Some(reason) => reason as u8,
     };
     number as u32 * 2 + direction as u32
+}
+
+/// Where `reason_ctr` counts the drops that no event tells of.
+#[inline(always)]
+pub const fn events_lost_slot(direction: Direction) -> u32 {
+    EVENTS_LOST as u32 * 2 + direction as u32
 }

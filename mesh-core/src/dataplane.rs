@@ -11,12 +11,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mesh_common::addr::Prefix;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, IdentityEntry, PolicyEntry, tcp};
+use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey, tcp};
 
 use crate::netmap::Netmap;
 use crate::{Identity, RuleId};
 
 mod rows;
+
+pub use rows::longest;
 
 /// The tables of one node, as plain values.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -83,22 +85,44 @@ impl Tables {
         }
     }
 
+    /// The tables of a kernel whose policy cannot be read back: whatever is desired differs from it.
+    pub fn unreadable(
+        identities: BTreeMap<Prefix, IdentityEntry>,
+        rules: BTreeSet<RuleId>,
+        settings: Settings,
+    ) -> Self {
+        // No policy is compiled to a row that every flow matches.
+        let row = PolicyPrefix {
+            len: 0,
+            key: PolicyKey::new(Identity(0), Identity(0), crate::Direction::Ingress, 0, 0),
+        };
+        Self {
+            identities,
+            rows: BTreeMap::from([(row, PolicyEntry::deny(RuleId::NONE))]),
+            rules,
+            settings,
+        }
+    }
+
     /// Who stands behind `address`.
     pub fn identity(&self, address: IpAddr) -> IdentityEntry {
         let address = Address::from(address);
-        let shortest = if address.is_mapped() { 96 } else { 0 };
-        (shortest..=128)
-            .rev()
-            .find_map(|len| {
-                let address = address.masked(len as u8);
-                self.identities.get(&Prefix { len, address }).copied()
-            })
-            .unwrap_or(IdentityEntry::UNKNOWN)
+        let host = Prefix { len: 128, address };
+        let own = self.identities.get(&host).or_else(|| self.wider(&host));
+        own.copied().unwrap_or(IdentityEntry::UNKNOWN)
+    }
+
+    /// The entry of the longest prefix that contains `prefix` and is not it.
+    fn wider(&self, prefix: &Prefix) -> Option<&IdentityEntry> {
+        (0..prefix.len).rev().find_map(|len| {
+            let address = prefix.address.masked(len as u8);
+            self.identities.get(&Prefix { len, address })
+        })
     }
 
     /// The longest row that matches a new flow.
-    pub fn row(&self, key: &mesh_common::PolicyKey) -> Option<PolicyEntry> {
-        rows::longest(&self.rows, key)
+    pub fn row(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        longest(key, |prefix| self.rows.get(prefix).copied())
     }
 
     /// The node's own addresses, which no other interface may receive packets for.
@@ -161,7 +185,8 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
         ops.extend(rows);
         ops.push(TableOp::Swap);
     }
-    for (prefix, entry) in &desired.identities {
+    // The longest first: a wide prefix must not speak for a narrow one that is still to come.
+    for (prefix, entry) in desired.identities.iter().rev() {
         if observed.identities.get(prefix) != Some(entry) {
             ops.push(TableOp::Identify(*prefix, *entry));
         }
@@ -183,16 +208,17 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
     ops
 }
 
-/// Prefixes whose number changes, or that give way to a wider one: under the new policy the old
-/// number may be somebody else's.
+/// Prefixes whose number changes, that give way to a wider one, or that are cut out of one: under the
+/// new policy the number that they have now may be somebody else's.
 fn moved<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = Prefix> + 'a {
-    observed
-        .identities
-        .iter()
-        .filter(|(prefix, entry)| {
-            desired.identities.get(*prefix).map(|new| new.identity) != Some(entry.identity)
-        })
-        .map(|(prefix, _)| *prefix)
+    let changed = observed.identities.iter().filter(|(prefix, entry)| {
+        let new = desired.identities.get(*prefix);
+        new.map(|new| new.identity) != Some(entry.identity)
+    });
+    let cut_out = desired.identities.iter().filter(|(prefix, _)| {
+        !observed.identities.contains_key(*prefix) && observed.wider(prefix).is_some()
+    });
+    changed.chain(cut_out).map(|(prefix, _)| *prefix)
 }
 
 fn rows(observed: &Tables, desired: &Tables) -> Vec<TableOp> {

@@ -49,7 +49,7 @@ pub fn report(
     size: Size,
 ) {
     let Some(mut event) = EVENTS.reserve::<DropEvent>(0) else {
-        let lost = maps::EVENTS_LOST as u32 * 2 + direction as u32;
+        let lost = maps::events_lost_slot(direction);
         if let Some(count) = REASON_CTR.get_ptr_mut(lost) {
             // SAFETY: the slot of this CPU.
             unsafe { add(count, size) };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{PolicyEntry, PolicyKey};
+use mesh_common::{Be16, PolicyEntry, PolicyKey};
 
 use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange};
 use crate::{Direction, Identity, RuleId};
@@ -111,7 +111,7 @@ impl Ports {
         let (_, answer) = self.0.range(..=first).next_back()?;
         let same = self
             .0
-            .range(first + 1..=last)
+            .range(first + 1..last + 1)
             .all(|(_, other)| other == answer);
         same.then_some(*answer)
     }
@@ -143,30 +143,26 @@ impl Ports {
     }
 }
 
-/// The longest row around `key`, as the kernel's trie finds it.
-pub(super) fn longest(
-    rows: &BTreeMap<PolicyPrefix, PolicyEntry>,
+/// The longest row around `key`, as the kernel's trie finds it, where `row` finds rows by their prefix.
+pub fn longest(
     key: &PolicyKey,
+    row: impl Fn(&PolicyPrefix) -> Option<PolicyEntry>,
 ) -> Option<PolicyEntry> {
-    let port = key.port.get();
+    let port = u32::from(key.port.get());
     let ports = (PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT)
         .rev()
         .map(|len| {
             let ignored = PolicyPrefix::EXACT - len;
-            (
-                len,
-                key.proto,
-                ((u32::from(port) >> ignored) << ignored) as u16,
-            )
+            (len, key.proto, ((port >> ignored) << ignored) as u16)
         });
     ports
         .chain([(PolicyPrefix::ANY_PROTO, 0, 0)])
         .find_map(|(len, proto, port)| {
             let key = PolicyKey {
                 proto,
-                port: mesh_common::Be16::new(port),
+                port: Be16::new(port),
                 ..*key
             };
-            rows.get(&PolicyPrefix { len, key }).copied()
+            row(&PolicyPrefix { len, key })
         })
 }

@@ -246,6 +246,8 @@ fn passes(tables: &Tables, remote: IpAddr, local: IpAddr, flow: &Flow) -> Option
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
     #[test]
     fn rows_answer_as_the_entries_read(policy in policy(), flows in vec(flow(), 1..40)) {
         let tables = tables(&policy);

@@ -1,0 +1,47 @@
+//! Reads the kernel's counters, which every CPU keeps for itself.
+
+use aya::maps::PerCpuValues;
+use mesh_common::maps::{self, Count};
+use mesh_common::{Direction, DropReason};
+
+use super::Counters;
+use super::tables::{ApplyError, Kernel};
+
+impl Kernel {
+    pub(super) fn counters(&self) -> Result<Counters, ApplyError> {
+        let mut counters = Counters::default();
+        let slot = |slot| {
+            let values = self.reason_ctr.get(&slot, 0);
+            values
+                .map(|values| sum(&values))
+                .map_err(ApplyError::at("read a counter"))
+        };
+        for direction in Direction::ALL {
+            let passed = slot(maps::reason_slot(None, direction))?;
+            counters.passed.insert(direction, passed);
+            for reason in DropReason::ALL {
+                let count = slot(maps::reason_slot(Some(*reason), direction))?;
+                if count != Count::default() {
+                    counters.dropped.insert((direction, *reason), count);
+                }
+            }
+            counters.events_lost += slot(maps::events_lost_slot(direction))?.packets;
+        }
+        let rules = self
+            .rules()
+            .map_err(ApplyError::at("read a rule's counter"))?;
+        counters.rules = rules
+            .iter()
+            .map(|(rule, values)| (*rule, sum(values)))
+            .collect();
+        Ok(counters)
+    }
+}
+
+fn sum(values: &PerCpuValues<Count>) -> Count {
+    let mut sum = Count::default();
+    for value in values.iter() {
+        sum += *value;
+    }
+    sum
+}

@@ -1,0 +1,340 @@
+//! Writes the tables into the kernel, step by step, as mesh-core orders them.
+//!
+//! Two policies lie in the kernel, and one is in use. A change is written into the other, which is
+//! then swapped in, and the same change into what is now the other: work in proportion to the change.
+//! What a step has done is noted at once, so that after an error the next attempt starts from what
+//! really is there.
+
+use std::collections::BTreeMap;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+};
+use aya::{Ebpf, util};
+use mesh_common::addr::Prefix;
+use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::maps::{self, Config, Count};
+use mesh_common::policy::PolicyPrefix;
+use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey, RuleId};
+use mesh_core::dataplane::{Settings, TableOp, Tables, reconcile};
+
+use super::loader::{AttachError, Foreign, Options};
+
+type Policy = LpmTrie<MapData, PolicyKey, PolicyEntry>;
+
+/// `BPF_F_NO_PREALLOC`: the kernel insists on it for tries.
+const NO_PREALLOC: u32 = 1;
+/// `BPF_NOEXIST`: do not overwrite.
+const ONLY_NEW: u64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("{count} {what}, and the kernel's table holds {capacity}: the old policy stands")]
+    Full {
+        what: &'static str,
+        count: usize,
+        capacity: u32,
+    },
+    #[error("{step}")]
+    Kernel {
+        step: &'static str,
+        #[source]
+        source: Box<MapError>,
+    },
+    #[error("count the CPUs")]
+    Cpus(#[source] std::io::Error),
+}
+
+impl ApplyError {
+    pub(super) fn at(step: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::Kernel {
+            step,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// The kernel's tables, and what we know of their content.
+pub struct Kernel {
+    cfg: Array<MapData, Config>,
+    exact: HashMap<MapData, Address, IdentityEntry>,
+    cidr: LpmTrie<MapData, Address, IdentityEntry>,
+    outer: ArrayOfMaps<MapData, Policy>,
+    rule_ctr: PerCpuHashMap<MapData, u32, Count>,
+    pub(super) reason_ctr: PerCpuArray<MapData, Count>,
+    pub(super) established: HashMap<MapData, FlowKey, FlowEntry>,
+    pub(super) half_open: HashMap<MapData, FlowKey, FlowEntry>,
+    config: Config,
+    observed: Tables,
+    /// The policy in use, once it is one of ours.
+    active: Option<Policy>,
+    /// The other one, equal to it between two changes.
+    shadow: Option<Policy>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+) -> Result<M, AttachError> {
+    let found = ebpf.take_map(map).ok_or(AttachError::Incomplete(map))?;
+    M::try_from(found).map_err(|source| AttachError::Map {
+        map,
+        source: Box::new(source),
+    })
+}
+
+impl Kernel {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
+        let mut kernel = Self {
+            cfg: take(ebpf, maps::CFG)?,
+            exact: take(ebpf, maps::ID_EXACT)?,
+            cidr: take(ebpf, maps::ID_CIDR)?,
+            outer: take(ebpf, maps::POL)?,
+            rule_ctr: take(ebpf, maps::RULE_CTR)?,
+            reason_ctr: take(ebpf, maps::REASON_CTR)?,
+            established: take(ebpf, maps::CT_EST)?,
+            half_open: take(ebpf, maps::CT_NEW)?,
+            config: Config::default(),
+            observed: Tables::default(),
+            active: None,
+            shadow: None,
+        };
+        kernel.adopt().map_err(|source| AttachError::Map {
+            map: "of an earlier agent",
+            source: Box::new(source),
+        })?;
+        Ok(kernel)
+    }
+
+    /// Reads what an earlier agent left. Its policy cannot be read (that takes CAP_SYS_ADMIN), only
+    /// replaced; until then it goes on deciding.
+    fn adopt(&mut self) -> Result<(), MapError> {
+        self.config = self.cfg.get(&0, 0)?;
+        let mut identities = BTreeMap::new();
+        for entry in self.exact.iter() {
+            let (address, entry) = entry?;
+            identities.insert(Prefix { len: 128, address }, entry);
+        }
+        for entry in self.cidr.iter() {
+            let (key, entry) = entry?;
+            let (len, address) = (key.prefix_len(), key.data());
+            identities.insert(Prefix { len, address }, entry);
+        }
+        let rules = self.rule_ctr.keys().map(|rule| rule.map(RuleId));
+        let settings = Settings {
+            mss_v4: self.config.mss_v4,
+            mss_v6: self.config.mss_v6,
+        };
+        self.observed = Tables::unreadable(identities, rules.collect::<Result<_, _>>()?, settings);
+        Ok(())
+    }
+
+    pub(super) fn set_flags(&mut self, options: &Options) -> Result<(), AttachError> {
+        self.config.flags = 0;
+        if options.log {
+            self.config.flags |= Config::LOG;
+        }
+        if matches!(options.foreign, Some(Foreign { observe: true, .. })) {
+            self.config.flags |= Config::OBSERVE;
+        }
+        self.cfg
+            .set(0, self.config, 0)
+            .map_err(|source| AttachError::Map {
+                map: maps::CFG,
+                source: Box::new(source),
+            })
+    }
+
+    pub(super) fn apply(&mut self, desired: &Tables) -> Result<(), ApplyError> {
+        check_room(desired)?;
+        let ops = reconcile(&self.observed, desired);
+        let step = ApplyError::at;
+        if ops.iter().any(|op| matches!(op, TableOp::Swap)) {
+            self.prepare_shadow()?;
+        }
+        for op in &ops {
+            match op {
+                TableOp::Blank(prefix) => self.identify(*prefix, IdentityEntry::UNKNOWN)?,
+                TableOp::Identify(prefix, entry) => self.identify(*prefix, *entry)?,
+                TableOp::Forget(prefix) => self.forget(prefix)?,
+                TableOp::SetRow(..) | TableOp::RemoveRow(_) => {
+                    if let Some(shadow) = &mut self.shadow
+                        && let Err(error) = change(shadow, op)
+                    {
+                        // Half a change lies in it: it is of no use any more.
+                        self.shadow = None;
+                        return Err(step("write a row of the policy")(error));
+                    }
+                }
+                TableOp::Swap => self.swap(&ops, desired)?,
+                TableOp::CountRule(rule) => self.count_rule(*rule)?,
+                TableOp::ForgetRule(rule) => {
+                    let removed = self.rule_ctr.remove(&rule.0);
+                    ignore_missing(removed).map_err(step("forget a rule's counter"))?;
+                    self.observed.rules.remove(rule);
+                }
+                TableOp::Set(settings) => {
+                    self.config.mss_v4 = settings.mss_v4;
+                    self.config.mss_v6 = settings.mss_v6;
+                    self.observed.settings = *settings;
+                }
+            }
+        }
+        // Never 0, which means that no policy was loaded.
+        self.config.generation = self.config.generation.wrapping_add(1).max(1);
+        self.cfg
+            .set(0, self.config, 0)
+            .map_err(step("raise the generation"))
+    }
+
+    /// A policy that is not in use and equals the one that is.
+    fn prepare_shadow(&mut self) -> Result<(), ApplyError> {
+        if self.shadow.is_some() {
+            return Ok(());
+        }
+        let mut shadow = Policy::create(maps::POLICY_CAPACITY, NO_PREALLOC)
+            .map_err(ApplyError::at("make a map for the policy"))?;
+        // Of an earlier agent's policy nothing is known: then every row comes with the change.
+        if self.active.is_some() {
+            for (prefix, entry) in &self.observed.rows {
+                shadow
+                    .insert(&key(prefix), *entry, 0)
+                    .map_err(ApplyError::at("copy a row of the policy"))?;
+            }
+        }
+        self.shadow = Some(shadow);
+        Ok(())
+    }
+
+    fn swap(&mut self, ops: &[TableOp], desired: &Tables) -> Result<(), ApplyError> {
+        let Some(next) = self.shadow.take() else {
+            return Ok(());
+        };
+        // When this returns, no CPU uses the old policy any more.
+        if let Err(error) = self.outer.set(0, &next, 0) {
+            return Err(ApplyError::at("swap the policy")(error));
+        }
+        let before = self.active.replace(next);
+        self.observed.rows.clone_from(&desired.rows);
+        // The same change once more, into what has just gone out of use. If that fails, or if the old
+        // policy was not ours, the next change starts from a fresh copy.
+        if let Some(mut before) = before {
+            let rows = |op: &&TableOp| matches!(op, TableOp::SetRow(..) | TableOp::RemoveRow(_));
+            if ops
+                .iter()
+                .filter(rows)
+                .all(|op| change(&mut before, op).is_ok())
+            {
+                self.shadow = Some(before);
+            }
+        }
+        Ok(())
+    }
+
+    fn identify(&mut self, prefix: Prefix, entry: IdentityEntry) -> Result<(), ApplyError> {
+        let written = if prefix.len == 128 {
+            self.exact.insert(prefix.address, entry, 0)
+        } else {
+            let key = Key::new(prefix.len, prefix.address);
+            self.cidr.insert(&key, entry, 0)
+        };
+        written.map_err(ApplyError::at("write who stands behind a prefix"))?;
+        self.observed.identities.insert(prefix, entry);
+        Ok(())
+    }
+
+    fn forget(&mut self, prefix: &Prefix) -> Result<(), ApplyError> {
+        let removed = if prefix.len == 128 {
+            self.exact.remove(&prefix.address)
+        } else {
+            self.cidr.remove(&Key::new(prefix.len, prefix.address))
+        };
+        ignore_missing(removed).map_err(ApplyError::at("forget who stood behind a prefix"))?;
+        self.observed.identities.remove(prefix);
+        Ok(())
+    }
+
+    /// The rule counts from now on; if it did before, it goes on from there.
+    fn count_rule(&mut self, rule: RuleId) -> Result<(), ApplyError> {
+        let cpus = util::nr_cpus().map_err(|(_, error)| ApplyError::Cpus(error))?;
+        let zero =
+            PerCpuValues::try_from(vec![Count::default(); cpus]).map_err(ApplyError::Cpus)?;
+        match self.rule_ctr.insert(rule.0, zero, ONLY_NEW) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            other => other.map_err(ApplyError::at("make a rule's counter"))?,
+        }
+        self.observed.rules.insert(rule);
+        Ok(())
+    }
+
+    /// Counts of every rule that is counted.
+    pub(super) fn rules(&self) -> Result<Vec<(RuleId, PerCpuValues<Count>)>, MapError> {
+        let counted = self.observed.rules.iter();
+        counted
+            .map(|rule| Ok((*rule, self.rule_ctr.get(&rule.0, 0)?)))
+            .collect()
+    }
+
+    /// What the packet path compares a flow's own generation with.
+    pub fn generation(&self) -> u32 {
+        self.config.generation
+    }
+}
+
+fn check_room(tables: &Tables) -> Result<(), ApplyError> {
+    let hosts = tables
+        .identities
+        .keys()
+        .filter(|prefix| prefix.len == 128)
+        .count();
+    let nets = tables.identities.len() - hosts;
+    for (what, count, capacity) in [
+        ("addresses of nodes", hosts, maps::ID_EXACT_CAPACITY),
+        ("routes", nets, maps::ID_CIDR_CAPACITY),
+        ("rows of policy", tables.rows.len(), maps::POLICY_CAPACITY),
+        ("rules", tables.rules.len(), maps::RULE_CAPACITY),
+    ] {
+        if count > capacity as usize {
+            return Err(ApplyError::Full {
+                what,
+                count,
+                capacity,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn key(prefix: &PolicyPrefix) -> Key<PolicyKey> {
+    Key::new(prefix.len, prefix.key)
+}
+
+fn change(policy: &mut Policy, op: &TableOp) -> Result<(), MapError> {
+    match op {
+        TableOp::SetRow(prefix, entry) => policy.insert(&key(prefix), *entry, 0),
+        TableOp::RemoveRow(prefix) => ignore_missing(policy.remove(&key(prefix))),
+        _ => Ok(()),
+    }
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
