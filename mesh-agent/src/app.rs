@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use mesh_core::agent::{Memory, State};
 use mesh_core::health::{Condition, Severity};
+use mesh_core::node::HostInfo;
 use rand_core::RngCore as _;
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
@@ -20,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-use crate::config::Config;
+use crate::config::{BackendChoice, Config};
 use crate::control::Client;
-use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, Told, host_info};
+use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, host_info};
 use crate::local_api::{self, Facts, Service};
 use crate::snapshot::Snapshot;
+use crate::stack::{self, Around, Handle, Ports};
 use crate::state_dir::{Loaded, StateDir, Unusable};
-use crate::{disk, metrics};
+use crate::{disk, dns, metrics, underlay, wg};
 
 /// Commands and reports that may wait for the loop, which is never long away.
 const QUEUE: usize = 64;
@@ -81,7 +83,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let (commands, command_inbox) = mpsc::channel(QUEUE);
         let facts = Facts {
-            backend: format!("{:?}", config.backend).to_lowercase(),
+            backend: expected_backend(choice(config.backend)).await.to_owned(),
             settings: format!("{config:#?}"),
         };
 
@@ -89,22 +91,25 @@ impl Agent {
             Ok(_) => watch::channel(Snapshot::default()),
             Err(unusable) => watch::channel(Snapshot::broken("StateCorrupt", corrupt(unusable))),
         };
-        let service = Service::new(commands, looks.clone(), facts);
+        let (handle, handles) = watch::channel(None);
+        let host = host_info(&facts.backend);
+        let service = Service::new(commands, looks.clone(), handles.clone(), facts);
         tasks.spawn(local_api::serve(socket, service, stop.clone()));
         if let Some(listener) = metrics {
-            tasks.spawn(metrics::serve(listener, looks, stop.clone()));
+            tasks.spawn(metrics::serve(listener, looks, handles, stop.clone()));
         }
         match state {
             Ok(loaded) => {
-                let outlet = (snapshot, command_inbox);
-                tasks.spawn(healthy(
+                let parts = Parts {
                     config,
                     folder,
-                    loaded,
-                    outlet,
-                    stop.clone(),
-                    tasks.clone(),
-                ));
+                    host,
+                    snapshot,
+                    handle,
+                    commands: command_inbox,
+                };
+                let running = healthy(parts, loaded, stop.clone(), tasks.clone());
+                tasks.spawn(Box::pin(running));
             }
             Err(unusable) => {
                 tracing::error!(error = %unusable, "the state cannot be used");
@@ -122,15 +127,60 @@ impl Agent {
     }
 }
 
-/// The agent with a state that holds.
-async fn healthy(
+/// What the running agent is made of, besides its state.
+struct Parts {
     config: Config,
     folder: StateDir,
-    loaded: Loaded,
-    (snapshot, commands): (watch::Sender<Snapshot>, mpsc::Receiver<Command>),
-    stop: CancellationToken,
-    tasks: TaskTracker,
-) {
+    host: HostInfo,
+    snapshot: watch::Sender<Snapshot>,
+    handle: watch::Sender<Option<Handle>>,
+    commands: mpsc::Receiver<Command>,
+}
+
+fn choice(choice: BackendChoice) -> wg::Choice {
+    match choice {
+        BackendChoice::Auto => wg::Choice::Auto,
+        BackendChoice::Kernel => wg::Choice::Kernel,
+        BackendChoice::Userspace => wg::Choice::Userspace,
+    }
+}
+
+/// The backend that a first `mesh up` will take, as far as one can tell before.
+async fn expected_backend(choice: wg::Choice) -> &'static str {
+    let kernel = match choice {
+        wg::Choice::Auto => wg::kernel::is_supported().await,
+        wg::Choice::Kernel => true,
+        wg::Choice::Userspace => false,
+    };
+    if kernel { "kernel" } else { "userspace" }
+}
+
+fn stack_settings(config: &Config) -> stack::Settings {
+    stack::Settings {
+        backend: choice(config.backend),
+        interface: config.interface.clone(),
+        pin_dir: config.pin_dir.clone(),
+        ebpf_object: config.ebpf_object.clone(),
+        uapi_dir: Some(wg::UAPI_DIR.into()),
+        dns: config.dns.then(|| dns::Options {
+            interface: config.interface.clone(),
+            port: 53,
+            helper: Some(config.dns_helper.clone()),
+            upstreams: None,
+        }),
+    }
+}
+
+/// The agent with a state that holds.
+async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: TaskTracker) {
+    let Parts {
+        config,
+        folder,
+        host,
+        snapshot,
+        handle,
+        commands,
+    } = parts;
     let Loaded {
         identity,
         memory,
@@ -140,7 +190,8 @@ async fn healthy(
     let clock = Clock::start();
     let (reports, control) = mpsc::channel(QUEUE);
     let (teller, told) = mpsc::channel(QUEUE);
-    let (desired, _plans) = watch::channel(None);
+    let (desired, plans) = watch::channel(None);
+    let (around, surroundings) = watch::channel(Around::default());
     let (memories, memory_inbox) = watch::channel::<Memory>(memory.clone());
     let listen_port = match config.listen_port {
         0 => identity.listen_port,
@@ -158,7 +209,24 @@ async fn healthy(
         state.handle_condition("StateDamaged", Some(damaged(text)));
     }
     tasks.spawn(disk::run(folder, remembered, memory_inbox, teller.clone()));
-    drop::<mpsc::Sender<Told>>(teller);
+    tasks.spawn(underlay::run(
+        config.interface.clone(),
+        listen_port,
+        teller.clone(),
+        around,
+        stop.clone(),
+    ));
+    let ports = Ports {
+        plans,
+        around: surroundings,
+        told: teller,
+        handle,
+    };
+    tasks.spawn(stack::supervise(
+        stack_settings(&config),
+        ports,
+        stop.clone(),
+    ));
     let outlets = Outlets {
         desired,
         memory: memories,
@@ -170,7 +238,6 @@ async fn healthy(
         told,
     };
     let client = Client::new(identity.keys, reports);
-    let host = host_info("userspace");
     EventLoop::new(state, client, clock, host, config.name, outlets)
         .run(inlets, stop)
         .await;

@@ -4,7 +4,7 @@
 //! reports back. Tasks are told the newest value by `watch` and so can be slow without falling
 //! behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,6 +94,8 @@ pub struct EventLoop {
     /// Wanted name from the settings.
     pub name: Option<String>,
     pub outlets: Outlets,
+    /// What each actuator failed with last.
+    failing: BTreeMap<Actuator, String>,
     waiting: Vec<Waiting>,
     leaving: Vec<oneshot::Sender<Result<v1::DownResponse, Status>>>,
 }
@@ -114,6 +116,7 @@ impl EventLoop {
             host,
             name,
             outlets,
+            failing: BTreeMap::new(),
             waiting: Vec::new(),
             leaving: Vec::new(),
         }
@@ -186,8 +189,14 @@ impl EventLoop {
         let now = self.now();
         match told {
             Told::Actuator(actuator, revision, result) => {
-                if let Err(error) = &result {
-                    tracing::warn!(?actuator, error, "apply the plan");
+                match &result {
+                    // A retry that fails the same way is no news.
+                    Err(error) if self.failing.get(&actuator) != Some(error) => {
+                        tracing::warn!(?actuator, error, "apply the plan");
+                        self.failing.insert(actuator, error.clone());
+                    }
+                    Err(_) => {}
+                    Ok(()) => drop(self.failing.remove(&actuator)),
                 }
                 self.state.handle_actuator(actuator, revision, result, now);
             }
@@ -210,6 +219,8 @@ impl EventLoop {
             Command::Up(request, reply) => match self.prepare(request) {
                 Ok((prefs, enroll)) => {
                     tracing::info!("up");
+                    // Whoever still waits for the way down has been overtaken.
+                    self.told(Told::TornDown);
                     self.state.handle_up(prefs, enroll, now);
                     let deadline = now + UP_TIMEOUT;
                     self.waiting.push(Waiting { deadline, reply });

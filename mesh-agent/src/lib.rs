@@ -24,8 +24,10 @@ pub mod local_api;
 pub mod metrics;
 pub mod net;
 pub mod snapshot;
+pub mod stack;
 pub mod state_dir;
 pub mod sys;
+pub mod underlay;
 pub mod wg;
 
 use anyhow::Context as _;

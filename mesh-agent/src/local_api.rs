@@ -12,13 +12,16 @@ use mesh_api::v1;
 use mesh_api::v1::local_server::{Local, LocalServer};
 use mesh_core::agent::Standing;
 use mesh_core::health::{Condition, Severity};
+use mesh_core::wireguard::{DeviceStatus, PeerStatus};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use crate::eventloop::Command;
 use crate::snapshot::{Family, Snapshot, Whois};
+use crate::stack::Handle;
 
 mod bundle;
+mod counters;
 pub mod ping;
 mod socket;
 
@@ -34,13 +37,14 @@ const LARGEST_REQUEST: usize = 64 << 10;
 pub struct Service {
     commands: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
+    handle: watch::Receiver<Option<Handle>>,
     facts: Arc<Facts>,
 }
 
 /// What does not change while the agent runs.
 #[derive(Debug)]
 pub struct Facts {
-    /// Name of the WireGuard backend asked for.
+    /// The WireGuard backend that will be taken.
     pub backend: String,
     /// For the debug bundle: the settings, without secrets since there are none in them.
     pub settings: String,
@@ -50,17 +54,45 @@ impl Service {
     pub fn new(
         commands: mpsc::Sender<Command>,
         snapshot: watch::Receiver<Snapshot>,
+        handle: watch::Receiver<Option<Handle>>,
         facts: Facts,
     ) -> Self {
         Self {
             commands,
             snapshot,
+            handle,
             facts: Arc::new(facts),
         }
     }
 
     pub fn into_server(self) -> LocalServer<Self> {
         LocalServer::new(self).max_decoding_message_size(LARGEST_REQUEST)
+    }
+
+    /// The device and the filter, if they stand.
+    fn handle(&self) -> Option<Handle> {
+        self.handle.borrow().clone()
+    }
+
+    /// What the device says of its peers; empty without a device.
+    async fn observe(&self) -> DeviceStatus {
+        let Some(handle) = self.handle() else {
+            return DeviceStatus::default();
+        };
+        handle.backend.status().await.unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "read the device");
+            DeviceStatus::default()
+        })
+    }
+
+    async fn status_now(&self) -> (Snapshot, v1::LocalStatus) {
+        let look = self.look();
+        let backend = match self.handle() {
+            Some(handle) => handle.backend.kind().to_owned(),
+            None => self.facts.backend.clone(),
+        };
+        let status = status(&look, backend, &self.observe().await);
+        (look, status)
     }
 
     /// A consistent look at the agent.
@@ -117,8 +149,8 @@ impl Local for Service {
         &self,
         _: Request<v1::LocalStatusRequest>,
     ) -> Result<Response<v1::LocalStatus>, Status> {
-        let look = self.look();
-        Ok(Response::new(status(&look, &self.facts)))
+        let (_, status) = self.status_now().await;
+        Ok(Response::new(status))
     }
 
     async fn ping(
@@ -135,7 +167,7 @@ impl Local for Service {
         let rtt = ping::once(own_address(&look, address)?, address, timeout).await?;
         let path = match who {
             Whois::Me(_) => "this node".to_owned(),
-            Whois::Peer(..) => String::new(),
+            Whois::Peer(_, peer) => path(self.observe().await.peers.get(&peer.key)),
         };
         Ok(Response::new(v1::PingResponse {
             name: who.name().to_owned(),
@@ -161,7 +193,15 @@ impl Local for Service {
         &self,
         _: Request<v1::CountersRequest>,
     ) -> Result<Response<v1::CountersResponse>, Status> {
-        Ok(Response::new(v1::CountersResponse::default()))
+        let look = self.look();
+        let handle = self
+            .handle()
+            .ok_or_else(|| Status::failed_precondition("nothing is filtered: this node is down"))?;
+        let counters = handle
+            .enforcer
+            .counters()
+            .map_err(|error| Status::internal(format!("{error:#}")))?;
+        Ok(Response::new(counters::response(&look, &counters)))
     }
 
     async fn debug_bundle(
@@ -169,8 +209,7 @@ impl Local for Service {
         request: Request<v1::DebugBundleRequest>,
     ) -> Result<Response<v1::DebugBundle>, Status> {
         check_writer(&request)?;
-        let look = self.look();
-        let status = status(&look, &self.facts);
+        let (look, status) = self.status_now().await;
         let json = bundle::json(&look, &status, &self.facts.settings);
         Ok(Response::new(v1::DebugBundle { json }))
     }
@@ -199,7 +238,7 @@ fn own_address(look: &Snapshot, to: IpAddr) -> Result<IpAddr, Status> {
 }
 
 /// What `mesh status` shows.
-fn status(look: &Snapshot, facts: &Facts) -> v1::LocalStatus {
+fn status(look: &Snapshot, backend: String, device: &DeviceStatus) -> v1::LocalStatus {
     let state = match look.standing {
         Standing::Stopped => v1::local_status::State::Stopped,
         Standing::Connecting => v1::local_status::State::Connecting,
@@ -211,12 +250,17 @@ fn status(look: &Snapshot, facts: &Facts) -> v1::LocalStatus {
         netmap
             .peers
             .values()
-            .map(|peer| v1::PeerStatus {
-                peer: Some(peer.into()),
-                path: "idle".to_owned(),
-                handshake_age_seconds: None,
-                received_bytes: 0,
-                sent_bytes: 0,
+            .map(|peer| {
+                let seen = device.peers.get(&peer.key);
+                v1::PeerStatus {
+                    peer: Some(peer.into()),
+                    path: path(seen),
+                    handshake_age_seconds: seen
+                        .and_then(|seen| seen.handshake_age)
+                        .map(|age| age.as_secs()),
+                    received_bytes: seen.map_or(0, |seen| seen.rx_bytes),
+                    sent_bytes: seen.map_or(0, |seen| seen.tx_bytes),
+                }
             })
             .collect()
     });
@@ -225,7 +269,7 @@ fn status(look: &Snapshot, facts: &Facts) -> v1::LocalStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mesh: netmap.map(|netmap| (&netmap.mesh).into()),
         me: netmap.map(|netmap| (&netmap.me).into()),
-        backend: facts.backend.clone(),
+        backend,
         coordinator_connected: look.connected,
         epoch: netmap.map_or(0, |netmap| netmap.epoch.0),
         generation: netmap.map_or(0, |netmap| netmap.generation.0),
@@ -235,6 +279,17 @@ fn status(look: &Snapshot, facts: &Facts) -> v1::LocalStatus {
             .iter()
             .map(|(name, condition)| shown_condition(name, condition))
             .collect(),
+    }
+}
+
+/// Where a peer's packets go now, if a session stands.
+fn path(seen: Option<&PeerStatus>) -> String {
+    match seen
+        .filter(|seen| seen.is_live())
+        .and_then(|seen| seen.endpoint)
+    {
+        Some(endpoint) => format!("direct {endpoint}"),
+        None => "idle".to_owned(),
     }
 }
 

@@ -20,7 +20,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane::Counters;
 use crate::snapshot::Snapshot;
+use crate::stack::Handle;
 
 /// Scrapers at once.
 const MOST_CONNECTIONS: usize = 8;
@@ -36,6 +38,7 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub async fn serve(
     listener: TcpListener,
     snapshot: watch::Receiver<Snapshot>,
+    handle: watch::Receiver<Option<Handle>>,
     stop: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -44,7 +47,9 @@ pub async fn serve(
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(converse(stream, snapshot.clone()))),
+                Ok((stream, _)) => {
+                    connections.spawn(converse(stream, snapshot.clone(), handle.clone()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept on the metrics port");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -54,9 +59,21 @@ pub async fn serve(
     }
 }
 
-async fn converse(stream: TcpStream, snapshot: watch::Receiver<Snapshot>) {
+async fn converse(
+    stream: TcpStream,
+    snapshot: watch::Receiver<Snapshot>,
+    handle: watch::Receiver<Option<Handle>>,
+) {
     let answer = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &snapshot.borrow());
+        let handle = handle.borrow().clone();
+        let counters = handle.and_then(|handle| handle.enforcer.counters().ok());
+        let look = snapshot.borrow().clone();
+        let response = respond(
+            request.method(),
+            request.uri().path(),
+            &look,
+            counters.as_ref(),
+        );
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let served = http1::Builder::new()
@@ -69,9 +86,14 @@ async fn converse(stream: TcpStream, snapshot: watch::Receiver<Snapshot>) {
     }
 }
 
-fn respond(method: &Method, path: &str, look: &Snapshot) -> Response<String> {
+fn respond(
+    method: &Method,
+    path: &str,
+    look: &Snapshot,
+    counters: Option<&Counters>,
+) -> Response<String> {
     let (status, body) = match (method, path) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(look)),
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics(look, counters)),
         (&Method::GET, "/readyz") => readiness(look),
         (&Method::GET, _) => (StatusCode::NOT_FOUND, "no such page\n".to_owned()),
         _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
@@ -101,7 +123,7 @@ fn readiness(look: &Snapshot) -> (StatusCode, String) {
     }
 }
 
-fn metrics(look: &Snapshot) -> String {
+fn metrics(look: &Snapshot, counters: Option<&Counters>) -> String {
     let mut text = String::new();
     let mut one = |name: &str, help: &str, kind: &str, value: u64| {
         // Writing to a string cannot fail.
@@ -153,7 +175,28 @@ fn metrics(look: &Snapshot) -> String {
     for (condition, _) in look.health.iter() {
         let _ = writeln!(text, "{name}{{condition=\"{condition}\"}} 1");
     }
+    if let Some(counters) = counters {
+        packets(&mut text, counters);
+    }
     text
+}
+
+fn packets(text: &mut String, counters: &Counters) {
+    let name = "mesh_dataplane_passed_packets_total";
+    let help = "Packets that the policy let pass.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+    for (direction, count) in &counters.passed {
+        let (direction, packets) = (direction.name(), count.packets);
+        let _ = writeln!(text, "{name}{{direction=\"{direction}\"}} {packets}");
+    }
+    let name = "mesh_dataplane_dropped_packets_total";
+    let help = "Packets that were dropped, by reason.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+    for ((direction, reason), count) in &counters.dropped {
+        let (direction, reason, packets) = (direction.name(), reason.name(), count.packets);
+        let labels = format!("direction=\"{direction}\",reason=\"{reason}\"");
+        let _ = writeln!(text, "{name}{{{labels}}} {packets}");
+    }
 }
 
 #[cfg(test)]
@@ -175,14 +218,14 @@ mod tests {
 
     #[test]
     fn a_broken_agent_is_not_ready_and_says_why() {
-        let response = respond(&Method::GET, "/readyz", &broken());
+        let response = respond(&Method::GET, "/readyz", &broken(), None);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.body(), "not ready: StateCorrupt\n");
     }
 
     #[test]
     fn conditions_are_metrics() {
-        let response = respond(&Method::GET, "/metrics", &broken());
+        let response = respond(&Method::GET, "/metrics", &broken(), None);
         let text = response.body();
         assert!(text.contains("mesh_agent_health{condition=\"StateCorrupt\"} 1\n"));
         assert!(text.contains("mesh_control_connected 0\n"));
@@ -190,7 +233,7 @@ mod tests {
 
     #[test]
     fn only_get_and_only_known_pages() {
-        let status = |method, path| respond(method, path, &broken()).status();
+        let status = |method, path| respond(method, path, &broken(), None).status();
         assert_eq!(
             status(&Method::POST, "/metrics"),
             StatusCode::METHOD_NOT_ALLOWED

@@ -12,14 +12,14 @@ use crate::netmap::{Netmap, NodePolicy, Peer};
 use crate::node::{Epoch, Generation};
 use crate::routes::LocalPrefix;
 use crate::wireguard::PeerConfig;
-use crate::{dns, routes, wireguard};
+use crate::{dataplane, dns, routes, wireguard};
 
 #[cfg(test)]
 mod tests;
 
 /// MTU of the mesh's interface: the least that IPv6 allows (RFC 8200, section 5), so that tunnel
 /// packets fit through every underlay.
-pub const MTU: u32 = 1280;
+pub const MTU: u16 = 1280;
 /// Keeps the NAT mapping of an idle tunnel alive. RFC 4787, section 4.3, asks NATs for two minutes;
 /// many home routers forget after thirty seconds.
 const KEEPALIVE_SECONDS: u16 = 25;
@@ -52,6 +52,7 @@ pub struct Desired {
     pub netmap: Arc<Netmap>,
     pub wireguard: wireguard::DeviceConfig,
     pub routes: routes::Config,
+    pub dataplane: dataplane::Tables,
     /// `None` when the mesh's domain cannot be served.
     pub dns: Option<dns::Config>,
 }
@@ -75,7 +76,7 @@ pub fn plan(netmap: &Arc<Netmap>, access: Access, local: &Local<'_>, revision: u
         },
         routes: routes::Config {
             addresses: netmap.me.addresses.prefixes().into(),
-            mtu: MTU,
+            mtu: MTU.into(),
             up: true,
             routes: netmap
                 .mesh
@@ -86,6 +87,7 @@ pub fn plan(netmap: &Arc<Netmap>, access: Access, local: &Local<'_>, revision: u
                 .collect(),
             table: routes::TABLE,
         },
+        dataplane: dataplane::Tables::of(&netmap, MTU),
         dns: dns::Config::of(&netmap).ok(),
         netmap,
     }

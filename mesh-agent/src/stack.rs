@@ -1,0 +1,307 @@
+//! The mesh's interface and all that hangs on it: raised in order, kept as planned, taken down.
+//!
+//! Order is the point. The device is created down, the programs are attached, the newest netmap's
+//! tables are loaded, and only then do addresses, routes and the link itself come up: at no moment
+//! does an interface carry packets that nobody judges. A killed agent leaves a kernel device with
+//! its programs pinned, and its successor adopts both. Only `mesh down` takes the device away.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mesh_core::agent::Actuator;
+use mesh_core::desired::{Desired, MTU};
+use mesh_core::health::{Condition, Severity};
+use mesh_core::routes;
+use rustix::net::{AddressFamily, SocketType};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::dns;
+use crate::eventloop::Told;
+use crate::net::Net;
+use crate::wg::{self, Backend, Choice, Interface};
+
+mod actuate;
+mod enforcer;
+
+pub use enforcer::Enforcer;
+
+use actuate::{Control, actuate};
+use enforcer::Raised;
+
+/// Until a raise that failed is tried again.
+const RETRY: Duration = Duration::from_secs(3);
+/// How long readers of the device may keep it from being removed.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// The plans, newest only.
+pub type Plans = watch::Receiver<Option<Arc<Desired>>>;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub backend: Choice,
+    pub interface: String,
+    pub pin_dir: PathBuf,
+    pub ebpf_object: Option<PathBuf>,
+    pub uapi_dir: Option<PathBuf>,
+    /// `None`: no MagicDNS.
+    pub dns: Option<dns::Options>,
+}
+
+/// What is around the mesh's interface. Changes whenever the kernel reports any change.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Around {
+    pub serial: u64,
+    /// Names of all other interfaces, loopback left out.
+    pub interfaces: BTreeSet<String>,
+}
+
+/// For those who look: the device and the filter, while they stand.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub backend: Arc<Backend>,
+    pub enforcer: Arc<Enforcer>,
+}
+
+/// What the supervisor is told, and whom it tells.
+#[derive(Debug)]
+pub struct Ports {
+    pub plans: Plans,
+    pub around: watch::Receiver<Around>,
+    pub told: mpsc::Sender<Told>,
+    pub handle: watch::Sender<Option<Handle>>,
+}
+
+/// Why a stack ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// The plan is to have no device.
+    Down,
+    /// Somebody removed the interface.
+    Lost,
+    /// The agent stops.
+    Stop,
+}
+
+/// Raises a stack whenever there is a plan, until `stop`.
+pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationToken) {
+    let mut planned = false;
+    loop {
+        let wanted = ports.plans.borrow_and_update().is_some();
+        if !wanted {
+            if std::mem::take(&mut planned) {
+                let _ = ports.told.send(Told::TornDown).await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = ports.plans.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
+        planned = true;
+        let raised = enforcer::raise(&settings).await;
+        let failure = raised.as_ref().err().map(not_ready);
+        let told = Told::Condition("InterfaceNotReady", failure);
+        let _ = ports.told.send(told).await;
+        match raised {
+            Ok(raised) => {
+                if run(&settings, raised, &mut ports, &stop).await == End::Stop {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "raise the interface");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RETRY) => {}
+                    changed = ports.plans.changed() => if changed.is_err() { return },
+                }
+            }
+        }
+    }
+}
+
+fn not_ready(error: &anyhow::Error) -> Condition {
+    Condition {
+        severity: Severity::Error,
+        text: format!("the mesh's interface cannot be made: {error:#}"),
+        next_step: "the agent keeps trying; it needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and /dev/net/tun",
+    }
+}
+
+/// One stack, from attached programs to its end.
+async fn run(
+    settings: &Settings,
+    raised: Raised,
+    ports: &mut Ports,
+    stop: &CancellationToken,
+) -> End {
+    let Raised {
+        backend,
+        enforcer,
+        conditions,
+    } = raised;
+    for (name, condition) in conditions {
+        let _ = ports.told.send(Told::Condition(name, condition)).await;
+    }
+    let interface = backend.interface();
+    let handle = Handle {
+        backend: Arc::new(backend),
+        enforcer: Arc::new(enforcer),
+    };
+    ports.handle.send_replace(Some(handle.clone()));
+    let end = match Net::new().await {
+        Ok(net) => {
+            let net = Arc::new(net);
+            let mut tasks = spawn(settings, &handle, &net, &interface, ports);
+            let end = watch_over(&interface, ports, stop).await;
+            tasks.abort_all();
+            while tasks.join_next().await.is_some() {}
+            if end == End::Down {
+                // The interface first: without addresses and down it carries nothing.
+                let bare = routes::Config {
+                    mtu: MTU.into(),
+                    table: routes::TABLE,
+                    ..routes::Config::default()
+                };
+                if let Err(error) = net.apply(&interface, &bare).await {
+                    tracing::warn!(error = format!("{error:#}"), "take the interface down");
+                }
+            }
+            end
+        }
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "reach the kernel's routing");
+            tokio::time::sleep(RETRY).await;
+            End::Lost
+        }
+    };
+    ports.handle.send_replace(None);
+    if let Err(error) = release(handle, end).await {
+        tracing::warn!(error = format!("{error:#}"), "remove the interface");
+    }
+    end
+}
+
+/// Starts the actuators; all but the filter's wait until a first policy is loaded.
+fn spawn(
+    settings: &Settings,
+    handle: &Handle,
+    net: &Arc<Net>,
+    interface: &Interface,
+    ports: &Ports,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let (loaded, loading) = watch::channel(false);
+    let control = |which| Control {
+        which,
+        plans: ports.plans.clone(),
+        told: ports.told.clone(),
+    };
+    let filter = actuate::Filter::new(handle.enforcer.clone(), ports.around.clone(), interface);
+    let first = actuate(filter, control(Actuator::Dataplane), Some(loaded));
+    tasks.spawn(first.instrument(tracing::info_span!("dataplane")));
+
+    let peers = actuate::Peers(handle.backend.clone());
+    let task = actuate(peers, control(Actuator::WireGuard), None);
+    tasks.spawn(actuate::after(loading.clone(), task).instrument(tracing::info_span!("wireguard")));
+
+    let place = actuate::Place::new(net.clone(), interface.clone(), ports.around.clone());
+    let task = actuate(place, control(Actuator::Routes), None);
+    tasks.spawn(actuate::after(loading.clone(), task).instrument(tracing::info_span!("routes")));
+
+    if let Some(options) = settings.dns.clone() {
+        let names = actuate::Names(dns::Actuator::new(options));
+        let task = actuate(names, control(Actuator::Dns), None);
+        tasks.spawn(actuate::after(loading, task).instrument(tracing::info_span!("dns")));
+    }
+    if let Some(events) = handle.enforcer.events() {
+        tasks.spawn(actuate::log_drops(events).instrument(tracing::info_span!("dataplane")));
+    }
+    tasks
+}
+
+/// Waits for the end of a stack.
+async fn watch_over(interface: &Interface, ports: &mut Ports, stop: &CancellationToken) -> End {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return End::Stop,
+            changed = ports.plans.changed() => {
+                if changed.is_err() {
+                    return End::Stop;
+                }
+                if ports.plans.borrow_and_update().is_none() {
+                    return End::Down;
+                }
+            }
+            changed = ports.around.changed() => {
+                if changed.is_err() {
+                    return End::Stop;
+                }
+                if index_of(&interface.name) != Some(interface.index) {
+                    tracing::warn!(interface = interface.name, "somebody removed the interface");
+                    return End::Lost;
+                }
+            }
+        }
+    }
+}
+
+/// Lets go of the device, or takes it away. The kernel's stays when the agent stops: its programs
+/// are pinned and go on judging.
+async fn release(handle: Handle, end: End) -> anyhow::Result<()> {
+    let Handle { backend, enforcer } = handle;
+    let keep = end == End::Stop && matches!(*backend, Backend::Kernel(_));
+    if keep {
+        return Ok(());
+    }
+    let enforcer = sole(enforcer).await.context("the filter is in use")?;
+    if end == End::Lost {
+        // The links died with the device; what is pinned is taken over by the next attach.
+        drop(enforcer);
+    } else {
+        enforcer.detach().context("detach the programs")?;
+    }
+    match sole(backend).await.context("the device is in use")? {
+        Backend::Kernel(device) if end == End::Down => device.remove().await,
+        Backend::Kernel(_) | Backend::Userspace(_) => Ok(()),
+    }
+}
+
+/// The value, once nobody else looks at it.
+async fn sole<T>(mut shared: Arc<T>) -> Option<T> {
+    let deadline = tokio::time::Instant::now() + RELEASE;
+    loop {
+        shared = match Arc::try_unwrap(shared) {
+            Ok(value) => return Some(value),
+            Err(shared) => shared,
+        };
+        if tokio::time::Instant::now() >= deadline {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The index of an interface, if there is one of that name. Asked of the kernel and not of /sys,
+/// which may show another network namespace than the process is in.
+pub fn index_of(name: &str) -> Option<u32> {
+    let any = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
+    rustix::net::netdevice::name_to_index(any, name).ok()
+}
+
+/// How the device is to be opened.
+fn open_options(settings: &Settings, filter: Option<wg::Filter>) -> wg::OpenOptions {
+    wg::OpenOptions {
+        name: settings.interface.clone(),
+        mtu: MTU.into(),
+        fwmark: routes::FWMARK,
+        filter,
+        uapi_dir: settings.uapi_dir.clone(),
+    }
+}

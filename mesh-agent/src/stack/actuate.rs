@@ -1,0 +1,235 @@
+//! The actuators: one per kernel resource, each told the newest plan and keeping it so.
+//!
+//! All have one loop. A plan that could not be applied is tried again; one that was, is looked after:
+//! what others change is changed back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::agent::Actuator;
+use mesh_core::backoff::Backoff;
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::Desired;
+use mesh_core::wireguard;
+use rand_core::RngCore as _;
+use tokio::sync::{mpsc, watch};
+
+use super::{Around, Enforcer, Plans};
+use crate::dataplane::DropEvent;
+use crate::dns;
+use crate::eventloop::Told;
+use crate::net::Net;
+use crate::wg::{Backend, Interface};
+
+/// How often flows are swept and the programs looked after.
+const FILTER_TICK: Duration = Duration::from_secs(5);
+/// How often the device is compared with its plan, in case somebody ran `wg set`.
+const PEERS_TICK: Duration = Duration::from_secs(30);
+
+/// One kernel resource.
+pub(super) trait Actuate: Send {
+    /// Brings the resource to the plan. May be told the same plan again.
+    fn apply(&mut self, plan: &Desired) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Returns when the resource may have left its plan.
+    fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What an actuator is told, and whom it tells.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) which: Actuator,
+    pub(super) plans: Plans,
+    pub(super) told: mpsc::Sender<Told>,
+}
+
+/// Runs until there is no plan. `first` becomes true with the first plan that was applied.
+pub(super) async fn actuate(
+    mut resource: impl Actuate,
+    control: Control,
+    first: Option<watch::Sender<bool>>,
+) {
+    let Control {
+        which,
+        mut plans,
+        told,
+    } = control;
+    let mut backoff = Backoff::new(rand_core::OsRng.next_u64());
+    loop {
+        let newest = plans.borrow_and_update().clone();
+        let Some(plan) = newest else { return };
+        let applied = resource.apply(&plan).await;
+        let failed = applied.is_err();
+        if let (Ok(()), Some(first)) = (&applied, &first) {
+            first.send_replace(true);
+        }
+        let report = applied.map_err(|error| format!("{error:#}"));
+        let report = Told::Actuator(which, plan.revision, report);
+        if told.send(report).await.is_err() {
+            return;
+        }
+        let pause = async {
+            if failed {
+                tokio::time::sleep(backoff.next_wait()).await;
+            } else {
+                backoff.reset();
+                resource.disturbed().await;
+            }
+        };
+        tokio::select! {
+            changed = plans.changed() => if changed.is_err() { return },
+            () = pause => {}
+        }
+    }
+}
+
+/// `task`, once `ready` is true.
+pub(super) async fn after(mut ready: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    if ready.wait_for(|ready| *ready).await.is_ok() {
+        task.await;
+    }
+}
+
+// === the filter ===
+
+pub(super) struct Filter {
+    enforcer: Arc<Enforcer>,
+    around: watch::Receiver<Around>,
+    interface: String,
+    loaded: Option<Tables>,
+}
+
+impl Filter {
+    pub(super) fn new(
+        enforcer: Arc<Enforcer>,
+        around: watch::Receiver<Around>,
+        interface: &Interface,
+    ) -> Self {
+        Self {
+            enforcer,
+            around,
+            interface: interface.name.clone(),
+            loaded: None,
+        }
+    }
+}
+
+impl Actuate for Filter {
+    async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.enforcer.is_standing(),
+            "somebody detached the programs from {}",
+            self.interface
+        );
+        let around = self.around.borrow_and_update().clone();
+        if self.loaded.as_ref() != Some(&plan.dataplane) {
+            // Forgotten first: after an error nobody knows what is loaded.
+            self.loaded = None;
+            self.enforcer.apply(&plan.dataplane)?;
+            self.loaded = Some(plan.dataplane.clone());
+        }
+        let others = around.interfaces.iter().map(String::as_str);
+        self.enforcer
+            .guard(others.filter(|name| *name != self.interface))
+    }
+
+    async fn disturbed(&mut self) {
+        loop {
+            match tokio::time::timeout(FILTER_TICK, self.around.changed()).await {
+                Ok(Ok(())) => return,
+                Ok(Err(_)) => std::future::pending().await,
+                Err(_) => {
+                    if let Err(error) = self.enforcer.sweep() {
+                        tracing::warn!(error = format!("{error:#}"), "sweep the flows");
+                    }
+                    if !self.enforcer.is_standing() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tells the log of dropped packets, for those who look for a fault.
+pub(super) async fn log_drops(mut events: mpsc::Receiver<DropEvent>) {
+    while let Some(event) = events.recv().await {
+        let reason = event.reason().map_or("unknown", |reason| reason.name());
+        tracing::debug!(
+            reason,
+            remote = %event.remote,
+            local = %event.local,
+            proto = event.proto,
+            rule = event.rule.0,
+            "dropped a packet"
+        );
+    }
+}
+
+// === WireGuard's peers ===
+
+pub(super) struct Peers(pub(super) Arc<Backend>);
+
+impl Actuate for Peers {
+    async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
+        let status = self.0.status().await?;
+        let steps = wireguard::reconcile(&plan.wireguard, &status);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.0.apply(&steps).await
+    }
+
+    async fn disturbed(&mut self) {
+        tokio::time::sleep(PEERS_TICK).await;
+    }
+}
+
+// === addresses, routes, rules ===
+
+pub(super) struct Place {
+    net: Arc<Net>,
+    interface: Interface,
+    around: watch::Receiver<Around>,
+}
+
+impl Place {
+    pub(super) fn new(
+        net: Arc<Net>,
+        interface: Interface,
+        around: watch::Receiver<Around>,
+    ) -> Self {
+        Self {
+            net,
+            interface,
+            around,
+        }
+    }
+}
+
+impl Actuate for Place {
+    async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
+        self.around.mark_unchanged();
+        self.net.apply(&self.interface, &plan.routes).await
+    }
+
+    async fn disturbed(&mut self) {
+        if self.around.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+// === names ===
+
+pub(super) struct Names(pub(super) dns::Actuator);
+
+impl Actuate for Names {
+    async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
+        self.0.apply(plan.dns.as_ref()).await
+    }
+
+    async fn disturbed(&mut self) {
+        self.0.disturbed().await;
+    }
+}

@@ -1,0 +1,236 @@
+//! Who judges the packets: programs in the kernel, or the same verdict in process.
+//!
+//! The kernel's WireGuard without programs would carry packets that nobody judges, so it is refused:
+//! the device is removed and the userspace backend taken, whose packets all pass through us.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use mesh_core::dataplane::Tables;
+use mesh_core::health::{Condition, Severity};
+use tokio::sync::mpsc;
+use tokio::task::block_in_place;
+
+use super::{Settings, open_options};
+use crate::dataplane::software::Filter;
+use crate::dataplane::{AttachError, Counters, Dataplane, DropEvent, Options, Standing};
+use crate::wg::{self, Backend, Choice, Judgement};
+
+/// The filter of one device.
+#[derive(Debug)]
+pub enum Enforcer {
+    Programs(Box<Mutex<Dataplane>>),
+    InProcess(Arc<Filter>),
+}
+
+impl Enforcer {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Programs(_) => "ebpf",
+            Self::InProcess(_) => "in process",
+        }
+    }
+
+    pub(super) fn apply(&self, tables: &Tables) -> anyhow::Result<()> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).apply(tables)).context("load the policy")
+            }
+            Self::InProcess(filter) => {
+                filter.apply(tables);
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps the node's mesh addresses from being reached through these interfaces.
+    pub(super) fn guard<'a>(
+        &self,
+        interfaces: impl IntoIterator<Item = &'a str>,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Programs(programs) => block_in_place(|| locked(programs).guard(interfaces))
+                .context("guard the other interfaces"),
+            Self::InProcess(_) => Ok(()),
+        }
+    }
+
+    /// Frees the memory of flows that are over.
+    pub(super) fn sweep(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).sweep()).context("sweep the flows")?;
+            }
+            Self::InProcess(filter) => drop(filter.sweep()),
+        }
+        Ok(())
+    }
+
+    /// Whether the filter still is where it was put.
+    pub(super) fn is_standing(&self) -> bool {
+        match self {
+            Self::Programs(programs) => {
+                let standing = block_in_place(|| locked(programs).standing());
+                !matches!(standing, Ok(Standing::Gone))
+            }
+            Self::InProcess(_) => true,
+        }
+    }
+
+    /// Dropped packets from now on, for one reader.
+    pub(super) fn events(&self) -> Option<mpsc::Receiver<DropEvent>> {
+        match self {
+            Self::Programs(programs) => locked(programs).events().ok().flatten(),
+            Self::InProcess(filter) => Some(filter.events()),
+        }
+    }
+
+    pub fn counters(&self) -> anyhow::Result<Counters> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).counters()).context("read the counters")
+            }
+            Self::InProcess(filter) => Ok(filter.counters()),
+        }
+    }
+
+    /// The device must be down.
+    pub(super) fn detach(self) -> anyhow::Result<()> {
+        match self {
+            Self::Programs(programs) => {
+                let programs = programs
+                    .into_inner()
+                    .unwrap_or_else(PoisonError::into_inner);
+                block_in_place(|| programs.detach())
+            }
+            Self::InProcess(_) => Ok(()),
+        }
+    }
+}
+
+fn locked(programs: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> {
+    // A panic elsewhere leaves at worst a policy half written, which the next apply repairs.
+    programs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device, down, with its filter on it.
+#[derive(Debug)]
+pub(super) struct Raised {
+    pub(super) backend: Backend,
+    pub(super) enforcer: Enforcer,
+    /// Raised and cleared by what was found.
+    pub(super) conditions: Vec<(&'static str, Option<Condition>)>,
+}
+
+/// Opens the device and hangs the filter on it.
+pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
+    let kernel = match settings.backend {
+        Choice::Auto => wg::kernel::is_supported().await,
+        Choice::Kernel => true,
+        Choice::Userspace => false,
+    };
+    let mut refused = None;
+    if kernel {
+        let backend = Backend::open(Choice::Kernel, &open_options(settings, None)).await?;
+        match attach(settings) {
+            Ok(programs) => return Ok(judged_by_programs(backend, programs)),
+            Err(error) if settings.backend == Choice::Kernel => {
+                return Err(anyhow::Error::new(error).context(
+                    "the kernel's WireGuard is refused without eBPF programs: nobody would enforce the policy",
+                ));
+            }
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "no programs for the kernel's device"
+                );
+                refused = Some(format!("{error:#}"));
+            }
+        }
+        if let Backend::Kernel(device) = backend {
+            device.remove().await?;
+        }
+    }
+    let mut raised = raise_userspace(settings).await?;
+    raised.conditions.push((
+        "KernelBackendRefused",
+        refused.map(|error| Condition {
+            severity: Severity::Warning,
+            text: format!("the kernel's WireGuard is there but its packets could not be filtered: {error}"),
+            next_step: "the slower userspace backend is in use; give the agent CAP_BPF and CAP_PERFMON and a BPF file system",
+        }),
+    ));
+    Ok(raised)
+}
+
+fn attach(settings: &Settings) -> Result<Dataplane, AttachError> {
+    let options = Options {
+        pin_dir: settings.pin_dir.clone(),
+        object_path: settings.ebpf_object.clone(),
+        ..Options::default()
+    };
+    block_in_place(|| Dataplane::attach(&settings.interface, &options))
+}
+
+fn judged_by_programs(backend: Backend, programs: Dataplane) -> Raised {
+    Raised {
+        backend,
+        enforcer: Enforcer::Programs(Box::new(Mutex::new(programs))),
+        conditions: vec![("BuiltWithoutEbpf", None), ("EbpfUnavailable", None)],
+    }
+}
+
+/// Every packet passes through our filter until programs judge instead.
+async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
+    let filter = Arc::new(Filter::new());
+    let programs_judge = Arc::new(AtomicBool::new(false));
+    let judge = {
+        let (filter, programs_judge) = (filter.clone(), programs_judge.clone());
+        wg::Filter::new(move |direction, packet| {
+            if programs_judge.load(Ordering::Relaxed) {
+                return Judgement::Pass;
+            }
+            match filter.judge(direction, packet).passes() {
+                true => Judgement::Pass,
+                false => Judgement::Drop,
+            }
+        })
+    };
+    let options = open_options(settings, Some(judge));
+    let backend = Backend::open(Choice::Userspace, &options).await?;
+    let error = match attach(settings) {
+        Ok(programs) => {
+            programs_judge.store(true, Ordering::Relaxed);
+            return Ok(judged_by_programs(backend, programs));
+        }
+        Err(error) => error,
+    };
+    let condition = match &error {
+        AttachError::NoObject => (
+            "BuiltWithoutEbpf",
+            Some(Condition {
+                severity: Severity::Warning,
+                text: "this agent was built without its eBPF programs: the policy is enforced in process".to_owned(),
+                next_step: "run `cargo xtask build-ebpf` before building the agent",
+            }),
+        ),
+        _ => {
+            let error = anyhow::Error::new(error);
+            (
+                "EbpfUnavailable",
+                Some(Condition {
+                    severity: Severity::Warning,
+                    text: format!("no eBPF programs on the interface, the policy is enforced in process: {error:#}"),
+                    next_step: "give the agent CAP_BPF and CAP_PERFMON and a folder on a BPF file system",
+                }),
+            )
+        }
+    };
+    Ok(Raised {
+        backend,
+        enforcer: Enforcer::InProcess(filter),
+        conditions: vec![condition],
+    })
+}
