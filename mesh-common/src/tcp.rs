@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_the_openers_acknowledgement_confirms() {
-        use From::{Opener, Responder};
+        use super::From::{Opener, Responder};
         assert!(!play(&[(Opener, SYN), (Responder, SYN | ACK)]).1);
         assert!(!play(&[(Opener, SYN), (Responder, RST | ACK)]).1);
         assert!(!play(&[(Opener, SYN), (Opener, ACK)]).1);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn both_fins_close() {
-        use From::{Opener, Responder};
+        use super::From::{Opener, Responder};
         let (state, _) = play(&[(Opener, FIN | ACK), (Responder, FIN | ACK)]);
         assert_eq!(state, flags::FIN_OPENER | flags::FIN_RESPONDER);
     }
