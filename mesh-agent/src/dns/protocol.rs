@@ -82,7 +82,9 @@ pub enum Refused {
     Verb,
     #[error("set takes an interface, a domain, servers and routing domains")]
     Words,
-    #[error("an interface name is 1 to 15 of a-z, 0-9, '.', '_' and '-', starting with a letter")]
+    #[error(
+        "an interface name is 1 to 15 letters, digits, '.', '_' and '-', not starting with those three"
+    )]
     Interface,
     #[error("not a mesh domain")]
     Domain,
@@ -97,10 +99,10 @@ pub enum Refused {
 impl Interface {
     pub fn parse(text: &str) -> Result<Self, Refused> {
         let fits = (1..=15).contains(&text.len())
-            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text
                 .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if fits {
             Ok(Self(text.to_owned()))
         } else {

@@ -36,6 +36,8 @@ mod table;
 mod timers;
 mod uapi;
 
+pub use uapi::is_uapi_request;
+
 /// A running device. Dropping it ends its threads and removes the interface.
 pub struct Device {
     shared: Arc<Shared>,

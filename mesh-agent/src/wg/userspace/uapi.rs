@@ -29,6 +29,11 @@ const MAX_REQUEST: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// Whether these lines, without the empty one that ends them, are a request at all.
+pub fn is_uapi_request(lines: &[&str]) -> bool {
+    Request::parse(lines).is_ok()
+}
+
 pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,

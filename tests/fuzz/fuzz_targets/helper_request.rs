@@ -1,0 +1,3 @@
+//! Explores `helper_request` of targets.rs.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mesh_fuzz::helper_request(data));
