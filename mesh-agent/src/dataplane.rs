@@ -26,7 +26,7 @@ mod sweep;
 mod tables;
 
 pub use attach::Standing;
-pub use loader::{AttachError, Dataplane, Options};
+pub use loader::{AttachError, Dataplane, Foreign, Options};
 pub use mesh_common::event::DropEvent;
 pub use tables::ApplyError;
 

@@ -23,6 +23,18 @@ pub struct FlowKey {
     pub pad: [u8; 3],
 }
 
+impl FlowKey {
+    /// Of a packet that could not be read.
+    pub const NONE: Self = Self {
+        remote: Address::from_words([0; 4]),
+        local: Address::from_words([0; 4]),
+        remote_port: Be16::new(0),
+        local_port: Be16::new(0),
+        proto: 0,
+        pad: [0; 3],
+    };
+}
+
 /// What decides over a flow's next packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

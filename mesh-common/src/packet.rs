@@ -90,30 +90,6 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Before the packet is read.
-    #[inline(always)]
-    pub const fn nothing(direction: Direction) -> Self {
-        const NOBODY: Address = Address::from_words([0; 4]);
-        Self {
-            key: FlowKey {
-                remote: NOBODY,
-                local: NOBODY,
-                remote_port: Be16::new(0),
-                local_port: Be16::new(0),
-                proto: 0,
-                pad: [0; 3],
-            },
-            remote: NOBODY,
-            direction,
-            kind: Kind::Datagram,
-            tcp: 0,
-            fragment: Fragment::Whole,
-            port: 0,
-            transport: 0,
-            fragment_id: 0,
-        }
-    }
-
     /// Under which the first fragment leaves its ports, and later ones look for them.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey {
@@ -133,18 +109,17 @@ impl Facts {
     }
 }
 
-/// Reads one packet into `facts`, whose direction is given. The reason of a refusal says which part
-/// of it could not be read.
+/// Reads one packet. The reason of a refusal says which part of it could not be read.
 #[inline(always)]
-pub fn parse<B: Bytes>(bytes: &B, facts: &mut Facts) -> Result<(), DropReason> {
+pub fn parse<B: Bytes>(bytes: &B, direction: Direction) -> Result<Facts, DropReason> {
     let [first] = bytes.words::<0, 1>().ok_or(DropReason::Truncated)?;
     let (network, upper, icmp, at) = match u32::from_be(first) >> 28 {
         4 => {
             let (network, at) = v4(bytes)?;
             let upper = if at == 20 {
-                transport(bytes, &network, proto::ICMP, &Fixed::<20>)?
+                transport(bytes, &network, proto::ICMP, &Fixed::<20>)
             } else {
-                transport(bytes, &network, proto::ICMP, &Variable(at))?
+                transport(bytes, &network, proto::ICMP, &Variable(at))
             };
             (network, upper, proto::ICMP, at)
         }
@@ -152,27 +127,34 @@ pub fn parse<B: Bytes>(bytes: &B, facts: &mut Facts) -> Result<(), DropReason> {
             let mut network = v6(bytes)?;
             if is_extension(network.proto) {
                 let at = extensions(bytes, &mut network, 40)?;
-                let upper = transport(bytes, &network, proto::ICMPV6, &Variable(at))?;
+                let upper = transport(bytes, &network, proto::ICMPV6, &Variable(at));
                 (network, upper, proto::ICMPV6, at)
             } else {
-                let upper = transport(bytes, &network, proto::ICMPV6, &Fixed::<40>)?;
+                let upper = transport(bytes, &network, proto::ICMPV6, &Fixed::<40>);
                 (network, upper, proto::ICMPV6, 40)
             }
         }
         _ => return Err(DropReason::NotIp),
     };
-    facts.key = key(facts.direction, &network, &upper);
-    facts.remote = facts.key.remote;
-    facts.kind = upper.kind;
-    facts.tcp = upper.tcp;
-    facts.fragment = network.fragment;
-    facts.port = upper.port;
-    facts.transport = at as u16;
-    facts.fragment_id = network.fragment_id;
-    if matches!(upper.kind, Kind::IcmpError) {
-        facts.key = embedded(bytes, facts.direction, &network.destination, icmp, at + 8)?;
+    if let Some(reason) = upper.refused {
+        return Err(reason);
     }
-    Ok(())
+    let own = key(direction, &network, &upper);
+    let mut facts = Facts {
+        key: own,
+        remote: own.remote,
+        direction,
+        kind: upper.kind,
+        tcp: upper.tcp,
+        fragment: network.fragment,
+        port: upper.port,
+        transport: at as u16,
+        fragment_id: network.fragment_id,
+    };
+    if matches!(upper.kind, Kind::IcmpError) {
+        facts.key = embedded(bytes, direction, &network.destination, icmp, at + 8)?;
+    }
+    Ok(facts)
 }
 
 /// Where the transport header lies; the constants let it be read by [`Bytes::words`].
@@ -322,9 +304,11 @@ fn extensions<B: Bytes>(
     }
 }
 
-/// The transport header, whichever protocol.
+/// The transport header, whichever protocol. Refusals are a field and no `Result`: of an absent value
+/// a compiler may compute with what it never wrote, and a verifier does not let it.
 #[derive(Clone, Copy)]
 struct Upper {
+    refused: Option<DropReason>,
     kind: Kind,
     tcp: u8,
     /// What policy calls the port.
@@ -337,11 +321,19 @@ struct Upper {
 impl Upper {
     const fn of(kind: Kind) -> Self {
         Self {
+            refused: None,
             kind,
             tcp: 0,
             port: 0,
             source: 0,
             destination: 0,
+        }
+    }
+
+    const fn refused(reason: DropReason) -> Self {
+        Self {
+            refused: Some(reason),
+            ..Self::of(Kind::Single)
         }
     }
 
@@ -359,44 +351,46 @@ impl Upper {
 }
 
 #[inline(always)]
-fn transport<B: Bytes, T: Transport>(
-    bytes: &B,
-    network: &Network,
-    icmp: u8,
-    at: &T,
-) -> Result<Upper, DropReason> {
+fn transport<B: Bytes, T: Transport>(bytes: &B, network: &Network, icmp: u8, at: &T) -> Upper {
     if matches!(network.fragment, Fragment::Later) {
-        return Ok(Upper::of(Kind::LaterFragment));
+        return Upper::of(Kind::LaterFragment);
     }
     if network.proto == proto::TCP {
-        let header = at.load::<B, 4>(bytes).ok_or(DropReason::Truncated)?;
+        let Some(header) = at.load::<B, 4>(bytes) else {
+            return Upper::refused(DropReason::Truncated);
+        };
         let word = u32::from_be(header[3]);
-        if word >> 28 < 5 {
-            return Err(DropReason::MalformedHeader);
-        }
         let tcp = (word >> 16) as u8;
-        if tcp::is_nonsense(tcp) {
-            return Err(DropReason::TcpFlags);
+        if word >> 28 < 5 {
+            return Upper::refused(DropReason::MalformedHeader);
         }
-        return Ok(Upper {
+        if tcp::is_nonsense(tcp) {
+            return Upper::refused(DropReason::TcpFlags);
+        }
+        return Upper {
             tcp,
             ..Upper::with_ports(Kind::Tcp, header[0])
-        });
+        };
     }
-    if network.proto == proto::UDP || network.proto == proto::SCTP {
-        let [word, _] = at.load::<B, 2>(bytes).ok_or(DropReason::Truncated)?;
-        return Ok(Upper::with_ports(Kind::Datagram, word));
+    let is_icmp = network.proto == icmp;
+    if !is_icmp && network.proto != proto::UDP && network.proto != proto::SCTP {
+        return Upper::of(Kind::Datagram);
     }
-    if network.proto == icmp {
-        let [word, rest] = at.load::<B, 2>(bytes).ok_or(DropReason::Truncated)?;
-        let message = (u32::from_be(word) >> 24) as u8;
-        return Ok(Upper {
+    let Some([word, rest]) = at.load::<B, 2>(bytes) else {
+        return Upper::refused(DropReason::Truncated);
+    };
+    if !is_icmp {
+        return Upper::with_ports(Kind::Datagram, word);
+    }
+    let message = (u32::from_be(word) >> 24) as u8;
+    match icmp_kind(icmp, message) {
+        Some(kind) => Upper {
             port: message as u16,
             source: (u32::from_be(rest) >> 16) as u16,
-            ..Upper::of(icmp_kind(icmp, message)?)
-        });
+            ..Upper::of(kind)
+        },
+        None => Upper::refused(DropReason::IcmpRefused),
     }
-    Ok(Upper::of(Kind::Datagram))
 }
 
 /// The flow of a packet that goes in `direction`.
@@ -430,26 +424,26 @@ fn key(direction: Direction, network: &Network, upper: &Upper) -> FlowKey {
     }
 }
 
-/// RFC 792, RFC 4443.
+/// RFC 792, RFC 4443. `None`: nothing in a mesh may send it.
 #[inline(always)]
-const fn icmp_kind(icmp: u8, message: u8) -> Result<Kind, DropReason> {
+const fn icmp_kind(icmp: u8, message: u8) -> Option<Kind> {
     if icmp == proto::ICMP {
         match message {
-            8 => Ok(Kind::EchoRequest),
-            0 => Ok(Kind::EchoReply),
-            3 | 4 | 11 | 12 => Ok(Kind::IcmpError),
+            8 => Some(Kind::EchoRequest),
+            0 => Some(Kind::EchoReply),
+            3 | 4 | 11 | 12 => Some(Kind::IcmpError),
             // Redirect, router advertisement and solicitation: nobody in the mesh is a router of ours.
-            5 | 9 | 10 => Err(DropReason::IcmpRefused),
-            _ => Ok(Kind::Single),
+            5 | 9 | 10 => None,
+            _ => Some(Kind::Single),
         }
     } else {
         match message {
-            128 => Ok(Kind::EchoRequest),
-            129 => Ok(Kind::EchoReply),
-            1..=4 => Ok(Kind::IcmpError),
+            128 => Some(Kind::EchoRequest),
+            129 => Some(Kind::EchoReply),
+            1..=4 => Some(Kind::IcmpError),
             // Router and neighbour discovery, redirect: the mesh has no link to discover.
-            133..=137 => Err(DropReason::IcmpRefused),
-            _ => Ok(Kind::Single),
+            133..=137 => None,
+            _ => Some(Kind::Single),
         }
     }
 }
@@ -477,7 +471,7 @@ fn embedded<B: Bytes>(
     } else if network.proto == icmp {
         let [word, rest] = bytes.words_at::<2>(at).ok_or(BAD)?;
         match icmp_kind(icmp, (u32::from_be(word) >> 24) as u8) {
-            Ok(kind @ (Kind::EchoRequest | Kind::EchoReply)) => Upper {
+            Some(kind @ (Kind::EchoRequest | Kind::EchoReply)) => Upper {
                 source: (u32::from_be(rest) >> 16) as u16,
                 ..Upper::of(kind)
             },

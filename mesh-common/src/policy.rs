@@ -94,18 +94,26 @@ impl PolicyPrefix {
     pub const EXACT: u32 = 96;
 }
 
-/// What a row of the policy says, and which rule says it. Two words of four bytes: an LPM value
+/// What a row of the policy says, and which rule says it, or that there is none. Two words of four bytes: an LPM value
 /// starts right after a key of twelve, so eight-byte alignment is not to be had.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PolicyEntry {
-    /// [`PolicyEntry::DENY`] or nothing.
+    /// [`PolicyEntry::DENY`], or nothing for an accept.
     pub flags: u32,
     pub rule: RuleId,
 }
 
 impl PolicyEntry {
     pub const DENY: u32 = 1;
+    const NO_ROW: u32 = 2;
+
+    /// What a look-up answers that finds no row. Not an `Option`: of an absent one a compiler copies
+    /// what it never wrote, and a verifier does not let it.
+    pub const NONE: Self = Self {
+        flags: Self::NO_ROW,
+        rule: RuleId::NONE,
+    };
 
     pub const fn accept(rule: RuleId) -> Self {
         Self { flags: 0, rule }
@@ -116,6 +124,11 @@ impl PolicyEntry {
             flags: Self::DENY,
             rule,
         }
+    }
+
+    #[inline(always)]
+    pub const fn is_accept(&self) -> bool {
+        self.flags == 0
     }
 
     #[inline(always)]

@@ -24,7 +24,7 @@ pub const fn opens(tcp: u8) -> bool {
 
 /// Which end of the flow a packet comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum From {
+pub enum End {
     Opener,
     Responder,
 }
@@ -40,11 +40,11 @@ pub struct Step {
 /// `None`: the packet does not fit the flow. `state` is neither closing nor expired, or `tcp` does
 /// not open.
 #[inline(always)]
-pub const fn step(state: u32, from: From, tcp: u8) -> Option<Step> {
+pub const fn step(state: u32, from: End, tcp: u8) -> Option<Step> {
     let mut next = state;
     let mut confirms = false;
     match from {
-        From::Opener => {
+        End::Opener => {
             // A SYN-ACK answers, and the opener is not asked anything.
             if tcp & SYN != 0 && tcp & ACK != 0 {
                 return None;
@@ -54,7 +54,7 @@ pub const fn step(state: u32, from: From, tcp: u8) -> Option<Step> {
                 next |= flags::FIN_OPENER;
             }
         }
-        From::Responder => {
+        End::Responder => {
             // It may answer, never ask: what it wants to open is another flow.
             if tcp & (ACK | RST) == 0 {
                 return None;
@@ -121,7 +121,7 @@ pub fn clamp(packet: &mut [u8], at: usize, max: u16) -> bool {
     let checksum = at + 16;
     let old = u16::from_be_bytes([packet[checksum], packet[checksum + 1]]);
     // A sum over 16-bit words sees a value at an odd offset with its bytes swapped.
-    let (from, to) = if (option + 2 - at) % 2 == 0 {
+    let (from, to) = if (option + 2 - at).is_multiple_of(2) {
         (value, max)
     } else {
         (value.swap_bytes(), max.swap_bytes())
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     /// Replays packets of (from opener?, flags); the state and whether each fits and confirms.
-    fn play(packets: &[(From, u8)]) -> (u32, bool) {
+    fn play(packets: &[(End, u8)]) -> (u32, bool) {
         let mut state = 0;
         let mut confirmed = false;
         for (from, tcp) in packets {
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_the_openers_acknowledgement_confirms() {
-        use super::From::{Opener, Responder};
+        use End::{Opener, Responder};
         assert!(!play(&[(Opener, SYN), (Responder, SYN | ACK)]).1);
         assert!(!play(&[(Opener, SYN), (Responder, RST | ACK)]).1);
         assert!(!play(&[(Opener, SYN), (Opener, ACK)]).1);
@@ -191,15 +191,15 @@ mod tests {
 
     #[test]
     fn a_responder_cannot_open_in_the_flow_of_another() {
-        assert_eq!(step(0, From::Responder, SYN), None);
-        assert_eq!(step(flags::REPLIED, From::Responder, SYN), None);
-        assert_eq!(step(flags::REPLIED, From::Responder, FIN), None);
-        assert_eq!(step(flags::REPLIED, From::Opener, SYN | ACK), None);
+        assert_eq!(step(0, End::Responder, SYN), None);
+        assert_eq!(step(flags::REPLIED, End::Responder, SYN), None);
+        assert_eq!(step(flags::REPLIED, End::Responder, FIN), None);
+        assert_eq!(step(flags::REPLIED, End::Opener, SYN | ACK), None);
     }
 
     #[test]
     fn both_fins_close() {
-        use super::From::{Opener, Responder};
+        use End::{Opener, Responder};
         let (state, _) = play(&[(Opener, FIN | ACK), (Responder, FIN | ACK)]);
         assert_eq!(state, flags::FIN_OPENER | flags::FIN_RESPONDER);
     }

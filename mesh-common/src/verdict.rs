@@ -7,7 +7,7 @@
 use crate::flow::{FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
 use crate::packet::{Facts, Kind, proto};
 use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
-use crate::tcp::{self, From};
+use crate::tcp::{self, End};
 use crate::{Address, Identity, IdentityEntry};
 
 macro_rules! reasons {
@@ -112,18 +112,40 @@ pub trait Lookup {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// [`IdentityEntry::UNKNOWN`] for nobody.
     fn identity(&self, address: &Address) -> IdentityEntry;
-    /// The longest prefix that matches.
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry>;
+    /// The longest prefix that matches, or [`PolicyEntry::NONE`].
+    fn policy(&self, key: &PolicyKey) -> PolicyEntry;
 }
 
-/// What must be remembered of this packet.
+/// What must be remembered of this packet. Flat, because a compiler copies an absent payload as
+/// whatever a register holds, and a verifier does not let pointers be cut up.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     Nothing,
     /// Refresh the entry in place: its time, and [`STICKY`] flags that [`Verdict::state`] adds.
-    Touch(Stage),
+    TouchHalfOpen,
+    TouchEstablished,
     /// Put [`Verdict::state`] under [`Facts::key`] into this table, and out of the other.
-    Write(Stage),
+    WriteHalfOpen,
+    WriteEstablished,
+}
+
+impl Effect {
+    #[inline(always)]
+    const fn touch(stage: Stage) -> Self {
+        match stage {
+            Stage::HalfOpen => Self::TouchHalfOpen,
+            Stage::Established => Self::TouchEstablished,
+        }
+    }
+
+    #[inline(always)]
+    const fn write(stage: Stage) -> Self {
+        match stage {
+            Stage::HalfOpen => Self::WriteHalfOpen,
+            Stage::Established => Self::WriteEstablished,
+        }
+    }
 }
 
 /// Flags that a packet may add to an entry in place. None of them grants anything by itself.
@@ -185,15 +207,17 @@ impl Verdict {
 /// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
 /// speaks; without any the default denies.
 #[inline(always)]
-pub const fn precedence(
-    exact: Option<PolicyEntry>,
-    any: Option<PolicyEntry>,
-) -> (Option<DropReason>, RuleId) {
-    match (exact, any) {
-        (Some(entry), _) if entry.is_deny() => (Some(DropReason::DeniedByRule), entry.rule),
-        (_, Some(entry)) if entry.is_deny() => (Some(DropReason::DeniedByRule), entry.rule),
-        (Some(entry), _) | (None, Some(entry)) => (None, entry.rule),
-        (None, None) => (Some(DropReason::NoRule), RuleId::NONE),
+pub const fn precedence(exact: PolicyEntry, any: PolicyEntry) -> (Option<DropReason>, RuleId) {
+    if exact.is_deny() {
+        (Some(DropReason::DeniedByRule), exact.rule)
+    } else if any.is_deny() {
+        (Some(DropReason::DeniedByRule), any.rule)
+    } else if exact.is_accept() {
+        (None, exact.rule)
+    } else if any.is_accept() {
+        (None, any.rule)
+    } else {
+        (Some(DropReason::NoRule), RuleId::NONE)
     }
 }
 
@@ -351,18 +375,18 @@ fn known(
     }
     let judged = Judged::remembered(&next);
     let from = if facts.direction as u8 == next.opened() as u8 {
-        From::Opener
+        End::Opener
     } else {
-        From::Responder
+        End::Responder
     };
     if next.flags & flags::DENIED != 0 {
         // What was denied was the opener's flow; the other end may have one of its own to open.
-        if matches!(from, From::Responder) && opens(facts) {
+        if matches!(from, End::Responder) && opens(facts) {
             return None;
         }
         let mut verdict = Verdict::refuse(DropReason::Revoked, &judged);
         if stale && !matches!(facts.kind, Kind::IcmpError) {
-            verdict.effect = Effect::Write(stage);
+            verdict.effect = Effect::write(stage);
             verdict.state = next;
         }
         return Some(verdict);
@@ -379,7 +403,7 @@ fn known(
         },
         Kind::LaterFragment => {}
         _ => {
-            if matches!(from, From::Responder) {
+            if matches!(from, End::Responder) {
                 next.flags |= flags::REPLIED;
                 confirms = true;
             }
@@ -390,9 +414,9 @@ fn known(
         next.last_seen = now;
     }
     let effect = match stage {
-        Stage::HalfOpen if confirms => Effect::Write(Stage::Established),
-        _ if stale => Effect::Write(stage),
-        _ => Effect::Touch(stage),
+        Stage::HalfOpen if confirms => Effect::WriteEstablished,
+        _ if stale => Effect::write(stage),
+        _ => Effect::touch(stage),
     };
     Some(Verdict {
         state: next,
@@ -441,7 +465,7 @@ fn unknown(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     if matches!(facts.kind, Kind::Single) {
         return Verdict::pass(&judged, Effect::Nothing);
     }
-    let mut verdict = Verdict::pass(&judged, Effect::Write(Stage::HalfOpen));
+    let mut verdict = Verdict::pass(&judged, Effect::WriteHalfOpen);
     verdict.state.last_seen = now;
     verdict.state.generation = tables.generation();
     verdict.state.flags = match facts.direction {

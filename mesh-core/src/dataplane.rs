@@ -121,7 +121,7 @@ impl Tables {
     }
 
     /// The longest row that matches a new flow.
-    pub fn row(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+    pub fn row(&self, key: &PolicyKey) -> PolicyEntry {
         longest(key, |prefix| self.rows.get(prefix).copied())
     }
 

@@ -1,16 +1,18 @@
 //! One packet of the mesh device: read, judged, remembered, counted.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use mesh_common::flow::FragmentEntry;
+use mesh_common::flow::{FlowKey, FragmentEntry};
 use mesh_common::maps::Config;
 use mesh_common::packet::{self, Fragment, Kind};
 use mesh_common::verdict::complete;
-use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
+use mesh_common::{Direction, DropReason, Effect, Facts, Verdict, decide, tcp};
 
 use crate::maps::{CFG, FRAG};
 use crate::skb::Skb;
-use crate::tables::{Size, Tables};
+use crate::tables::{Meta, Tables};
 use crate::{DROP, L2, NEXT, mss, stats};
 
 #[inline(always)]
@@ -20,42 +22,72 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
     };
     // SAFETY: a field of the context that the kernel lets classifiers read.
     let segments = unsafe { (*ctx.skb.skb).gso_segs };
-    let size = Size {
-        segments: if segments == 0 { 1 } else { segments },
+    let meta = Meta {
+        // SAFETY: takes no argument.
+        now: unsafe { bpf_ktime_get_coarse_ns() },
         bytes: u64::from(ctx.len()) - AT as u64,
+        segments: if segments == 0 { 1 } else { segments },
+        direction,
     };
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    let mut facts = Facts::nothing(direction);
-    let tables = Tables::new(config.generation);
-    let read = packet::parse(&Skb::<AT>::new(ctx), &mut facts);
-    let verdict = match read.and_then(|()| complete(&mut facts, now, &tables)) {
-        Ok(()) => decide(&facts, now, &tables),
-        Err(reason) => Verdict::refused(reason),
+    let mut facts = match read(&Skb::<AT>::new(ctx), direction) {
+        Ok(facts) => facts,
+        Err(reason) => return unreadable(config, reason, &meta),
     };
-    tables.carry_out(&facts, &verdict, size);
-    stats::count(&verdict, direction, size);
-    if verdict.passes() {
-        after::<AT>(ctx, config, &facts, now);
-        if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::Write(_)) {
+    let mut place = MaybeUninit::uninit();
+    let tables = Tables::new(&mut place, config.generation);
+    let verdict = judge(&mut facts, meta.now, tables);
+    tables.carry_out(&facts, &verdict, &meta);
+    stats::count(&verdict, &meta);
+    if !verdict.passes() {
+        stats::report(&facts.key, facts.tcp, &verdict, &meta);
+        if config.flags & Config::LOG != 0 {
             stats::log(&facts, &verdict);
         }
-        return NEXT;
+        return drop(config);
     }
-    dropped(config, &facts, &verdict, now, size)
+    if matches!(facts.fragment, Fragment::First) {
+        lead(&facts, meta.now);
+    }
+    if matches!(facts.kind, Kind::Tcp) && facts.tcp & tcp::SYN != 0 {
+        clamp::<AT>(ctx, config, &facts);
+    }
+    if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::WriteHalfOpen) {
+        stats::log(&facts, &verdict);
+    }
+    NEXT
 }
 
-/// Counted, reported, and dropped if this device is ours to drop from.
+/// A packet of which nobody can say whose it is.
+#[inline(never)]
+fn unreadable(config: &Config, reason: DropReason, meta: &Meta) -> i32 {
+    let verdict = Verdict::refused(reason);
+    stats::count(&verdict, meta);
+    stats::report(&FlowKey::NONE, 0, &verdict, meta);
+    drop(config)
+}
+
+/// Only from a device that is ours to drop from.
 #[inline(always)]
-fn dropped(config: &Config, facts: &Facts, verdict: &Verdict, now: u64, size: Size) -> i32 {
-    stats::report(&facts.key, facts.direction, facts.tcp, verdict, now, size);
-    if config.flags & Config::LOG != 0 {
-        stats::log(facts, verdict);
-    }
+fn drop(config: &Config) -> i32 {
     if config.flags & Config::OBSERVE != 0 {
         NEXT
     } else {
         DROP
+    }
+}
+
+// Functions of their own, because a program's stack is 512 bytes over all that are active at once.
+
+#[inline(never)]
+fn read<const AT: usize>(skb: &Skb<'_, AT>, direction: Direction) -> Result<Facts, DropReason> {
+    packet::parse(skb, direction)
+}
+
+#[inline(never)]
+fn judge(facts: &mut Facts, now: u64, tables: &Tables) -> Verdict {
+    match complete(facts, now, tables) {
+        Ok(()) => decide(facts, now, tables),
+        Err(reason) => Verdict::refused(reason),
     }
 }
 
@@ -70,35 +102,29 @@ pub fn run_ethernet(ctx: &TcContext, direction: Direction) -> i32 {
     }
 }
 
-/// What a packet that passes leaves behind: its ports for the fragments that follow, and an MSS that
-/// fits the mesh.
+/// Leaves the ports of a first fragment for those that follow. Without room they are dropped, as if
+/// this one had been lost.
+#[inline(never)]
+fn lead(facts: &Facts, now: u64) {
+    let entry = FragmentEntry {
+        last_seen: now,
+        remote_port: facts.key.remote_port,
+        local_port: facts.key.local_port,
+        proto: facts.key.proto,
+        pad: [0; 3],
+    };
+    let _ = FRAG.insert(&facts.fragment_key(), &entry, 0);
+}
+
+/// Gives a SYN an MSS that fits the mesh.
 #[inline(always)]
-fn after<const AT: usize>(
-    ctx: &TcContext,
-    config: &Config,
-    facts: &Facts,
-    now: u64,
-) {
-    if matches!(facts.fragment, Fragment::First) {
-        let key = facts.fragment_key();
-        let entry = FragmentEntry {
-            last_seen: now,
-            remote_port: facts.key.remote_port,
-            local_port: facts.key.local_port,
-            proto: facts.key.proto,
-            pad: [0; 3],
-        };
-        // Without room the fragments that follow are dropped, as if this one had been lost.
-        let _ = FRAG.insert(&key, &entry, 0);
-    }
-    if matches!(facts.kind, Kind::Tcp) && facts.tcp & tcp::SYN != 0 {
-        let max = if facts.remote.is_mapped() {
-            config.mss_v4
-        } else {
-            config.mss_v6
-        };
-        if max != 0 {
-            mss::clamp(ctx, AT + facts.transport as usize, max);
-        }
+fn clamp<const AT: usize>(ctx: &TcContext, config: &Config, facts: &Facts) {
+    let max = if facts.remote.is_mapped() {
+        config.mss_v4
+    } else {
+        config.mss_v6
+    };
+    if max != 0 {
+        mss::clamp(ctx, AT + facts.transport as usize, max);
     }
 }

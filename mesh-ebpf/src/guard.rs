@@ -11,7 +11,7 @@ use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
 
 use crate::maps::ID_EXACT;
-use crate::tables::Size;
+use crate::tables::Meta;
 use crate::{DROP, NEXT, stats};
 
 #[inline(always)]
@@ -28,9 +28,10 @@ pub fn run(ctx: &TcContext) -> i32 {
             None => return NEXT,
         },
         0x86dd => match load::<[[u32; 4]; 2]>(ctx, 8) {
-            Some([source, destination]) => {
-                (Address::from_words(source), Address::from_words(destination))
-            }
+            Some([source, destination]) => (
+                Address::from_words(source),
+                Address::from_words(destination),
+            ),
             None => return NEXT,
         },
         _ => return NEXT,
@@ -49,14 +50,15 @@ pub fn run(ctx: &TcContext) -> i32 {
         proto: 0,
         pad: [0; 3],
     };
-    let size = Size {
-        segments: 1,
+    let meta = Meta {
+        // SAFETY: takes no argument.
+        now: unsafe { bpf_ktime_get_coarse_ns() },
         bytes: u64::from(ctx.len()),
+        segments: 1,
+        direction: Direction::Ingress,
     };
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    stats::count(&verdict, Direction::Ingress, size);
-    stats::report(&key, Direction::Ingress, 0, &verdict, now, size);
+    stats::count(&verdict, &meta);
+    stats::report(&key, 0, &verdict, &meta);
     DROP
 }
 

@@ -21,13 +21,14 @@ pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
 
 /// One policy, in a map of its own: user space fills another and puts it here in one step.
 #[btf_map(name = "pol")]
-pub static POL: ArrayOfMaps<LpmTrie<PolicyKey, PolicyEntry, { maps::POLICY_CAPACITY as usize }>, 1> =
-    ArrayOfMaps::new();
+pub static POL: ArrayOfMaps<
+    LpmTrie<PolicyKey, PolicyEntry, { maps::POLICY_CAPACITY as usize }>,
+    1,
+> = ArrayOfMaps::new();
 
 /// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]
-pub static CT_EST: HashMap<FlowKey, FlowEntry> =
-    HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
+pub static CT_EST: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
 
 /// Half-open flows, which a flood may evict.
 #[map(name = "ct_new")]

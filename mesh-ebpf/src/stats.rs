@@ -2,74 +2,67 @@
 
 use aya_log_ebpf::info;
 use mesh_common::event::DropEvent;
-use mesh_common::flow::{FlowKey, Stage};
+use mesh_common::flow::FlowKey;
 use mesh_common::maps::{self, Count};
-use mesh_common::{Direction, Effect, Facts, Verdict};
+use mesh_common::{Effect, Facts, Verdict};
 
 use crate::maps::{EVENTS, REASON_CTR, RULE_CTR};
-use crate::tables::Size;
+use crate::tables::Meta;
 
 /// Every packet counts by outcome. Rules count the flows that they admitted and the packets that they
 /// refused; what an admitted flow carries is in its own entry, which saves the second look-up here.
 #[inline(always)]
-pub fn count(verdict: &Verdict, direction: Direction, size: Size) {
-    if let Some(count) = REASON_CTR.get_ptr_mut(maps::reason_slot(verdict.drop, direction)) {
+pub fn count(verdict: &Verdict, meta: &Meta) {
+    if let Some(count) = REASON_CTR.get_ptr_mut(maps::reason_slot(verdict.drop, meta.direction)) {
         // SAFETY: the slot of this CPU, on which nothing else of ours runs meanwhile.
-        unsafe { add(count, size) };
+        unsafe { add(count, meta) };
     }
     let decides = match verdict.effect {
-        Effect::Write(Stage::HalfOpen) => true,
+        Effect::WriteHalfOpen => true,
         _ => !verdict.passes(),
     };
     if decides && verdict.rule.0 != 0 {
         if let Some(count) = RULE_CTR.get_ptr_mut(verdict.rule.0) {
             // SAFETY: as above.
-            unsafe { add(count, size) };
+            unsafe { add(count, meta) };
         }
     }
 }
 
 #[inline(always)]
-unsafe fn add(count: *mut Count, size: Size) {
+unsafe fn add(count: *mut Count, meta: &Meta) {
     // SAFETY: the caller's look-up returned the pointer.
     unsafe {
-        (*count).packets += u64::from(size.segments);
-        (*count).bytes += size.bytes;
+        (*count).packets += u64::from(meta.segments);
+        (*count).bytes += meta.bytes;
     }
 }
 
 /// Tells the agent of a dropped packet.
-#[inline(always)]
-pub fn report(
-    key: &FlowKey,
-    direction: Direction,
-    tcp: u8,
-    verdict: &Verdict,
-    now: u64,
-    size: Size,
-) {
+#[inline(never)]
+pub fn report(key: &FlowKey, tcp: u8, verdict: &Verdict, meta: &Meta) {
     let Some(mut event) = EVENTS.reserve::<DropEvent>(0) else {
-        let lost = maps::events_lost_slot(direction);
+        let lost = maps::events_lost_slot(meta.direction);
         if let Some(count) = REASON_CTR.get_ptr_mut(lost) {
             // SAFETY: the slot of this CPU.
-            unsafe { add(count, size) };
+            unsafe { add(count, meta) };
         }
         return;
     };
     event.write(DropEvent {
-        time: now,
+        time: meta.now,
         remote: key.remote,
         local: key.local,
         remote_port: key.remote_port,
         local_port: key.local_port,
         proto: key.proto,
-        direction: direction as u8,
+        direction: meta.direction as u8,
         reason: number(verdict),
         tcp,
         remote_identity: verdict.remote,
         local_identity: verdict.local,
         rule: verdict.rule,
-        length: size.bytes as u32,
+        length: meta.bytes as u32,
     });
     event.submit(0);
 }

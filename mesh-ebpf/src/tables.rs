@@ -5,13 +5,16 @@
 
 use core::cell::Cell;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::verdict::{Lookup, STICKY};
-use mesh_common::{Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
+use mesh_common::{
+    Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
+};
 
 use crate::maps::{CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, POL};
 
@@ -23,29 +26,35 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// In place and by volatile writes, or the compiler makes it a call of memset, which writes byte by
+    /// byte: the verifier then no longer sees that a pointer of eight such bytes is null.
     #[inline(always)]
-    pub fn new(generation: u32) -> Self {
-        Self {
-            generation,
-            established: Cell::new(ptr::null_mut()),
-            half_open: Cell::new(ptr::null_mut()),
+    pub fn new(place: &mut MaybeUninit<Self>, generation: u32) -> &mut Self {
+        let new = place.as_mut_ptr();
+        // SAFETY: every field is written, through pointers to a variable that we hold alone.
+        unsafe {
+            (&raw mut (*new).generation).write_volatile(generation);
+            (&raw mut (*new).established).write_volatile(Cell::new(ptr::null_mut()));
+            (&raw mut (*new).half_open).write_volatile(Cell::new(ptr::null_mut()));
+            place.assume_init_mut()
         }
     }
 
     /// Remembers what the verdict wants remembered. A full table forgets, which costs the flow its
     /// state and grants nobody anything.
     #[inline(always)]
-    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, size: Size) {
+    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta) {
         match verdict.effect {
             Effect::Nothing => {}
-            Effect::Touch(Stage::Established) => touch(self.established.get(), facts, verdict, size),
-            Effect::Touch(Stage::HalfOpen) => touch(self.half_open.get(), facts, verdict, size),
-            Effect::Write(stage) => self.write(stage, facts, verdict, size),
+            Effect::TouchEstablished => touch(self.established.get(), facts, verdict, meta),
+            Effect::TouchHalfOpen => touch(self.half_open.get(), facts, verdict, meta),
+            Effect::WriteEstablished => self.write(Stage::Established, facts, verdict, meta),
+            Effect::WriteHalfOpen => self.write(Stage::HalfOpen, facts, verdict, meta),
         }
     }
 
-    #[inline(always)]
-    fn write(&self, stage: Stage, facts: &Facts, verdict: &Verdict, size: Size) {
+    #[inline(never)]
+    fn write(&self, stage: Stage, facts: &Facts, verdict: &Verdict, meta: &Meta) {
         let (established, half_open) = (self.established.get(), self.half_open.get());
         let mut entry = FlowEntry {
             state: verdict.state,
@@ -68,12 +77,12 @@ impl Tables {
         }
         match facts.direction {
             Direction::Ingress => {
-                entry.packets[0] += size.segments;
-                entry.bytes[0] += size.bytes;
+                entry.packets[0] += meta.segments;
+                entry.bytes[0] += meta.bytes;
             }
             Direction::Egress => {
-                entry.packets[1] += size.segments;
-                entry.bytes[1] += size.bytes;
+                entry.packets[1] += meta.segments;
+                entry.bytes[1] += meta.bytes;
             }
         }
         match stage {
@@ -97,16 +106,19 @@ impl Tables {
     }
 }
 
-/// What one buffer counts for: GSO and GRO carry many packets in one.
+/// What is known of a buffer before its headers are read.
 #[derive(Clone, Copy)]
-pub struct Size {
-    pub segments: u32,
+pub struct Meta {
+    pub now: u64,
     pub bytes: u64,
+    /// GSO and GRO carry many packets in one.
+    pub segments: u32,
+    pub direction: Direction,
 }
 
 /// In place, so only what grants nothing if the entry has become another flow's meanwhile.
 #[inline(always)]
-fn touch(entry: *mut FlowEntry, facts: &Facts, verdict: &Verdict, size: Size) {
+fn touch(entry: *mut FlowEntry, facts: &Facts, verdict: &Verdict, meta: &Meta) {
     if entry.is_null() {
         return;
     }
@@ -122,8 +134,8 @@ fn touch(entry: *mut FlowEntry, facts: &Facts, verdict: &Verdict, size: Size) {
             Direction::Ingress => (&raw mut (*entry).packets[0], &raw mut (*entry).bytes[0]),
             Direction::Egress => (&raw mut (*entry).packets[1], &raw mut (*entry).bytes[1]),
         };
-        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(packets, size.segments);
-        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(bytes, size.bytes);
+        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(packets, meta.segments);
+        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(bytes, meta.bytes);
     }
 }
 
@@ -169,9 +181,14 @@ impl Lookup for Tables {
     }
 
     #[inline(always)]
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        let policy = POL.get(0)?;
+    fn policy(&self, key: &PolicyKey) -> PolicyEntry {
+        let Some(policy) = POL.get(0) else {
+            return PolicyEntry::NONE;
+        };
         let key = Key::new(PolicyPrefix::EXACT, *key);
-        policy.get(&key).copied()
+        match policy.get(&key) {
+            Some(entry) => *entry,
+            None => PolicyEntry::NONE,
+        }
     }
 }

@@ -125,32 +125,39 @@ impl Engine {
 
     /// `now` is in nanoseconds of any clock that does not go back.
     pub fn judge(&mut self, direction: Direction, packet: &mut [u8], now: u64) -> Verdict {
-        let mut facts = Facts::nothing(direction);
-        let read = packet::parse(&Slice(packet), &mut facts);
-        let verdict = match read.and_then(|()| complete(&mut facts, now, self)) {
+        let length = packet.len() as u64;
+        let mut facts = match packet::parse(&Slice(packet), direction) {
+            Ok(facts) => facts,
+            Err(reason) => {
+                let verdict = Verdict::refused(reason);
+                self.count(direction, &verdict, length);
+                self.report(&FlowKey::NONE, direction, 0, &verdict, length, now);
+                return verdict;
+            }
+        };
+        let verdict = match complete(&mut facts, now, self) {
             Ok(()) => decide(&facts, now, self),
             Err(reason) => Verdict::refused(reason),
         };
-        let length = packet.len() as u64;
         self.carry_out(&facts, &verdict, length);
         self.count(direction, &verdict, length);
         if verdict.passes() {
             self.after(&facts, packet, now);
         } else {
-            self.report(&facts, &verdict, length, now);
+            self.report(&facts.key, direction, facts.tcp, &verdict, length, now);
         }
         verdict
     }
 
     fn carry_out(&mut self, facts: &Facts, verdict: &Verdict, length: u64) {
         let key = &facts.key;
-        let (stage, old) = match verdict.effect {
+        let stage = match verdict.effect {
             Effect::Nothing => return,
-            Effect::Touch(stage) | Effect::Write(stage) => {
-                let est = self.established.get(key);
-                (stage, est.or_else(|| self.half_open.get(key)).copied())
-            }
+            Effect::TouchHalfOpen | Effect::WriteHalfOpen => Stage::HalfOpen,
+            Effect::TouchEstablished | Effect::WriteEstablished => Stage::Established,
         };
+        let established = self.established.get(key);
+        let old = established.or_else(|| self.half_open.get(key)).copied();
         let mut entry = old.unwrap_or_default();
         entry.state = verdict.state;
         let way = facts.direction as usize;
@@ -196,7 +203,7 @@ impl Engine {
             None => *counters.passed.entry(direction).or_default() += one,
             Some(reason) => *counters.dropped.entry((direction, reason)).or_default() += one,
         }
-        let decides = !verdict.passes() || verdict.effect == Effect::Write(Stage::HalfOpen);
+        let decides = !verdict.passes() || verdict.effect == Effect::WriteHalfOpen;
         if decides && let Some(rule) = counters.rules.get_mut(&verdict.rule) {
             *rule += one;
         }
@@ -225,20 +232,28 @@ impl Engine {
         }
     }
 
-    fn report(&mut self, facts: &Facts, verdict: &Verdict, length: u64, now: u64) {
+    fn report(
+        &mut self,
+        key: &FlowKey,
+        direction: Direction,
+        tcp: u8,
+        verdict: &Verdict,
+        length: u64,
+        now: u64,
+    ) {
         let Some(events) = &self.events else {
             return;
         };
         let event = DropEvent {
             time: now,
-            remote: facts.key.remote,
-            local: facts.key.local,
-            remote_port: facts.key.remote_port,
-            local_port: facts.key.local_port,
-            proto: facts.key.proto,
-            direction: facts.direction as u8,
+            remote: key.remote,
+            local: key.local,
+            remote_port: key.remote_port,
+            local_port: key.local_port,
+            proto: key.proto,
+            direction: direction as u8,
             reason: verdict.drop.map_or(0, |reason| reason as u8),
-            tcp: facts.tcp,
+            tcp,
             remote_identity: verdict.remote,
             local_identity: verdict.local,
             rule: verdict.rule,
@@ -298,7 +313,7 @@ impl Lookup for Engine {
         entry.copied().unwrap_or(IdentityEntry::UNKNOWN)
     }
 
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+    fn policy(&self, key: &PolicyKey) -> PolicyEntry {
         mesh_core::dataplane::longest(key, |prefix| self.rows.get(prefix).copied())
     }
 }

@@ -120,11 +120,11 @@ impl Kernel {
     fn adopt(&mut self) -> Result<(), MapError> {
         self.config = self.cfg.get(&0, 0)?;
         let mut identities = BTreeMap::new();
-        for entry in self.exact.iter() {
+        for entry in &self.exact {
             let (address, entry) = entry?;
             identities.insert(Prefix { len: 128, address }, entry);
         }
-        for entry in self.cidr.iter() {
+        for entry in &self.cidr {
             let (key, entry) = entry?;
             let (len, address) = (key.prefix_len(), key.data());
             identities.insert(Prefix { len, address }, entry);

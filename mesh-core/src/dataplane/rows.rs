@@ -144,10 +144,7 @@ impl Ports {
 }
 
 /// The longest row around `key`, as the kernel's trie finds it, where `row` finds rows by their prefix.
-pub fn longest(
-    key: &PolicyKey,
-    row: impl Fn(&PolicyPrefix) -> Option<PolicyEntry>,
-) -> Option<PolicyEntry> {
+pub fn longest(key: &PolicyKey, row: impl Fn(&PolicyPrefix) -> Option<PolicyEntry>) -> PolicyEntry {
     let port = u32::from(key.port.get());
     let ports = (PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT)
         .rev()
@@ -165,4 +162,5 @@ pub fn longest(
             };
             row(&PolicyPrefix { len, key })
         })
+        .unwrap_or(PolicyEntry::NONE)
 }
