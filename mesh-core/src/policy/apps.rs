@@ -8,8 +8,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::compile::{Class, CompiledPolicy};
-use super::explain::longest;
+use super::classes::Class;
+use super::compile::CompiledPolicy;
+use super::entries::between;
 use crate::node::NodeId;
 
 /// Capabilities by name, each with the JSON values of every grant that gives it, in the order of
@@ -31,8 +32,7 @@ impl CompiledPolicy {
         };
         let same_family = |(net, _): &&(IpNet, _)| net.addr().is_ipv4() == source.is_ipv4();
         let mine = me.addresses.iter().find(same_family);
-        let theirs = longest(self.remote_places(node).into_iter(), source);
-        let (Some((_, mine)), Some(theirs)) = (mine, theirs) else {
+        let (Some((_, mine)), Some(theirs)) = (mine, self.known(node, source)) else {
             return capabilities;
         };
         let (mine, theirs) = (&self.classes[*mine], &self.classes[theirs]);
@@ -54,8 +54,8 @@ impl CompiledPolicy {
         src: &'a Class,
         dst: &'a Class,
     ) -> impl Iterator<Item = &'a (String, Vec<String>)> {
-        self.terms_between(src, dst)
-            .filter(|&term| self.terms[term].grants_app)
-            .flat_map(|term| &self.apps[self.terms[term].rule])
+        between(src, dst, &self.terms)
+            .filter(|term| term.grants_app)
+            .flat_map(|term| &self.apps[term.rule])
     }
 }

@@ -12,6 +12,11 @@ impl Bits {
         self.0[word] |= 1 << (index % 64);
     }
 
+    pub(super) fn contains(&self, index: usize) -> bool {
+        let word = self.0.get(index / 64);
+        word.is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
     pub(super) fn union(&mut self, other: &Self) {
         if self.0.len() < other.0.len() {
             self.0.resize(other.0.len(), 0);

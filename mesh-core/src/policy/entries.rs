@@ -4,12 +4,15 @@
 //! of equal answers the first in the text gives its name. What comes out for a pair are disjoint
 //! port ranges, so that whoever looks up needs no precedence at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::compile::{Class, CompiledPolicy, Service};
+use super::classes::Class;
+use super::compile::CompiledPolicy;
+use super::kinds::Twins;
 use super::resolve::Subjects;
-use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange};
+use super::terms::{Service, Term};
+use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange, Rule};
 use crate::node::NodeId;
 use crate::{Direction, RuleId};
 
@@ -19,104 +22,110 @@ pub(super) struct Answer {
     pub(super) protocol: u8,
     pub(super) ports: PortRange,
     pub(super) action: Action,
-    /// Index into [`CompiledPolicy::rules`].
+    /// Index into the policy's rules.
     pub(super) rule: usize,
 }
 
-impl CompiledPolicy {
-    /// The terms by which an address of class `src` may, or may not, open to one of class `dst`.
-    pub(super) fn terms_between<'a>(
-        &'a self,
-        src: &'a Class,
-        dst: &'a Class,
-    ) -> impl Iterator<Item = usize> + 'a {
-        let one_owner = src.owner.is_some() && src.owner == dst.owner;
-        src.src_terms
-            .both(&dst.dst_terms)
-            .filter(move |&term| one_owner || !self.terms[term].same_owner)
-    }
+/// Entries, and the rules that they name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Loaded {
+    entries: BTreeMap<EntryKey, Entry>,
+    rules: BTreeMap<RuleId, Rule>,
+}
 
-    /// The same for two addresses, whoever has them.
+/// The terms by which an address of class `src` may, or may not, open to one of class `dst`.
+pub(super) fn between<'a>(
+    src: &'a Class,
+    dst: &'a Class,
+    terms: &'a [Term],
+) -> impl Iterator<Item = &'a Term> {
+    let one_owner = src.owner.is_some() && src.owner == dst.owner;
+    src.src_terms
+        .both(&dst.dst_terms)
+        .map(|term| &terms[term])
+        .filter(move |term| one_owner || !term.same_owner)
+}
+
+/// What those terms come to: disjoint, denies included, by protocol and port.
+pub(super) fn answers(src: &Class, dst: &Class, terms: &[Term]) -> Vec<Answer> {
+    let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
+    for action in [Action::Deny, Action::Accept] {
+        for term in between(src, dst, terms).filter(|term| term.action == action) {
+            for Service { protocol, ports } in term.services.iter() {
+                let resolved = resolved.entry(*protocol).or_default();
+                resolved.fill(*ports, action, term.rule);
+            }
+        }
+    }
+    resolved
+        .into_iter()
+        .flat_map(|(protocol, resolved)| resolved.answers(protocol))
+        .collect()
+}
+
+/// Whether anything at all is granted: a packet, or a capability.
+pub(super) fn opens(src: &Class, dst: &Class, terms: &[Term]) -> bool {
+    let mut accepts = false;
+    let mut denies = false;
+    for term in between(src, dst, terms) {
+        match term.action {
+            Action::Accept if term.grants_app => return true,
+            Action::Accept => accepts = true,
+            Action::Deny => denies = true,
+        }
+    }
+    let left = || {
+        let answers = answers(src, dst, terms);
+        answers.iter().any(|answer| answer.action == Action::Accept)
+    };
+    accepts && (!denies || left())
+}
+
+impl CompiledPolicy {
+    /// The answers for two addresses, whoever has them.
     pub(super) fn answers_between(
         &self,
         subjects: &Subjects<'_>,
         src: IpAddr,
         dst: IpAddr,
     ) -> Vec<Answer> {
-        self.answers(&self.class_of(subjects, src), &self.class_of(subjects, dst))
-    }
-
-    /// What those terms come to: disjoint, denies included, by protocol and port.
-    pub(super) fn answers(&self, src: &Class, dst: &Class) -> Vec<Answer> {
-        let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
-        let terms: Vec<usize> = self.terms_between(src, dst).collect();
-        for action in [Action::Deny, Action::Accept] {
-            for term in terms.iter().map(|&term| &self.terms[term]) {
-                if term.action != action {
-                    continue;
-                }
-                for Service { protocol, ports } in term.services.iter() {
-                    let resolved = resolved.entry(*protocol).or_default();
-                    resolved.fill(*ports, action, term.rule);
-                }
-            }
-        }
-        resolved
-            .into_iter()
-            .flat_map(|(protocol, resolved)| resolved.answers(protocol))
-            .collect()
+        let [src, dst] = [src, dst].map(|address| self.class_of(subjects, address));
+        answers(&src, &dst, &self.terms)
     }
 
     /// The part of the policy that concerns one node; empty for one that is unknown or expired.
     pub fn node(&self, id: NodeId) -> NodePolicy {
-        let mut policy = NodePolicy::default();
         let Some(me) = self.nodes.get(&id) else {
-            return policy;
+            return NodePolicy::default();
         };
-        let mut local = BTreeSet::new();
-        let mut remote = BTreeSet::new();
-        for (net, class) in me.places() {
-            policy.identities.insert(net, self.classes[class].identity);
-            local.insert(class);
+        let kind = &self.kinds[me.kind];
+        let Loaded { entries, rules } = kind.loaded.get_or_init(|| self.load(kind)).clone();
+        let table = self.table(id).into_iter();
+        NodePolicy {
+            identities: table
+                .map(|(net, class)| (net, self.classes[class].identity))
+                .collect(),
+            entries,
+            rules,
         }
-        for (net, class) in self.remote_places(id) {
-            let identity = self.classes[class].identity;
-            policy.identities.entry(net).or_insert(identity);
-            remote.insert(class);
-        }
-        for (net, class) in self.world {
-            let class = &self.classes[class];
-            for &mine in &local {
-                self.entries(class, &self.classes[mine], Direction::Ingress, &mut policy);
-            }
-            let known = policy
-                .entries
-                .keys()
-                .any(|key| key.remote == class.identity);
-            if known {
-                policy.identities.entry(net).or_insert(class.identity);
-            }
-        }
-        for &mine in &local {
-            for &theirs in &remote {
-                let (theirs, mine) = (&self.classes[theirs], &self.classes[mine]);
-                self.entries(theirs, mine, Direction::Ingress, &mut policy);
-                self.entries(theirs, mine, Direction::Egress, &mut policy);
-            }
-        }
-        policy
     }
 
-    fn entries(
-        &self,
-        remote: &Class,
-        local: &Class,
-        direction: Direction,
-        policy: &mut NodePolicy,
-    ) {
+    fn load(&self, kind: &Twins) -> Loaded {
+        let mut loaded = Loaded::default();
+        for local in &kind.classes {
+            for remote in kind.joined.iter() {
+                let (local, remote) = (&self.classes[*local], &self.classes[remote]);
+                self.entries(remote, local, Direction::Ingress, &mut loaded);
+                self.entries(remote, local, Direction::Egress, &mut loaded);
+            }
+        }
+        loaded
+    }
+
+    fn entries(&self, remote: &Class, local: &Class, direction: Direction, loaded: &mut Loaded) {
         let answers = match direction {
-            Direction::Ingress => self.answers(remote, local),
-            Direction::Egress => self.answers(local, remote),
+            Direction::Ingress => answers(remote, local, &self.terms),
+            Direction::Egress => answers(local, remote, &self.terms),
         };
         for answer in answers {
             let (id, rule) = &self.rules[answer.rule];
@@ -131,13 +140,13 @@ impl CompiledPolicy {
                 action: answer.action,
                 rule: *id,
             };
-            policy.entries.insert(key, entry);
-            policy.rules.entry(*id).or_insert_with(|| rule.clone());
+            loaded.entries.insert(key, entry);
+            loaded.rules.entry(*id).or_insert_with(|| rule.clone());
         }
     }
 
     /// Text and line of a rule, if the policy has it.
-    pub fn rule(&self, id: RuleId) -> Option<&crate::netmap::Rule> {
+    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
         self.rules
             .iter()
             .find(|(known, _)| *known == id)

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::compile::CompiledPolicy;
+use super::entries::answers;
 use crate::RuleId;
 use crate::netmap::Action;
 use crate::node::NodeId;
@@ -50,16 +51,13 @@ impl CompiledPolicy {
         protocol: u8,
         port: u16,
     ) -> Decision {
-        let Some(me) = self.nodes.get(&receiver) else {
-            return Decision::DEFAULT;
-        };
-        let local = longest(me.places(), dst);
-        let remote = self.remote_places(receiver).into_iter().chain(self.world);
-        let remote = longest(me.places().chain(remote), src);
+        let me = self.nodes.get(&receiver);
+        let local = me.and_then(|me| longest(me.places(), dst));
+        let remote = self.known(receiver, src);
         let (Some(local), Some(remote)) = (local, remote) else {
             return Decision::DEFAULT;
         };
-        self.answers(&self.classes[remote], &self.classes[local])
+        answers(&self.classes[remote], &self.classes[local], &self.terms)
             .into_iter()
             .find(|answer| answer.protocol == protocol && answer.ports.contains(port))
             .map_or(Decision::DEFAULT, |answer| Decision {
@@ -99,7 +97,7 @@ impl CompiledPolicy {
 }
 
 /// What stands beside the longest prefix that holds the address; the last of equals.
-pub(super) fn longest<T>(places: impl Iterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
+fn longest<T>(places: impl Iterator<Item = (IpNet, T)>, address: IpAddr) -> Option<T> {
     places
         .filter(|(net, _)| net.contains(&address))
         .max_by_key(|(net, _)| net.prefix_len())

@@ -4,12 +4,14 @@
 //! either direction; a place is an own address, an approved route or, for an exit node, the
 //! internet. Two nodes that no rule joins do not learn that the other exists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::compile::{ClassId, CompiledPolicy, Placed};
-use crate::netmap::Action;
+use super::classes::{ClassId, Placed};
+use super::compile::CompiledPolicy;
+use super::entries::{between, opens};
 use crate::node::NodeId;
 
 impl CompiledPolicy {
@@ -18,12 +20,10 @@ impl CompiledPolicy {
         let Some(me) = self.nodes.get(&id) else {
             return BTreeSet::new();
         };
-        let mine = &self.kinds[me.kind].classes;
-        let mut peers: BTreeSet<NodeId> = self
-            .kinds
-            .iter()
-            .filter(|theirs| self.joined(mine, &theirs.classes))
-            .flat_map(|theirs| theirs.nodes.iter().copied())
+        let kinds = self.kinds.iter().enumerate();
+        let mut peers: BTreeSet<NodeId> = kinds
+            .filter(|(kind, _)| self.joined(me.kind, *kind))
+            .flat_map(|(_, theirs)| theirs.nodes.iter().copied())
             .collect();
         peers.remove(&id);
         peers
@@ -34,7 +34,13 @@ impl CompiledPolicy {
         let (Some(a), Some(b)) = (self.nodes.get(&one), self.nodes.get(&other)) else {
             return false;
         };
-        one != other && self.joined(&self.kinds[a.kind].classes, &self.kinds[b.kind].classes)
+        one != other && self.joined(a.kind, b.kind)
+    }
+
+    fn joined(&self, kind: usize, other: usize) -> bool {
+        let joined = &self.kinds[kind].joined;
+        let mut classes = self.kinds[other].classes.iter();
+        classes.any(|class| joined.contains(*class))
     }
 
     /// Which of the router's prefixes, exit routes included, the viewer is given.
@@ -75,15 +81,12 @@ impl CompiledPolicy {
     /// the first of the routers that they name. Who serves the prefix too sees the first in any
     /// case: that is how a standby knows its primary.
     fn elected(&self, viewer: NodeId, me: &Placed, route: IpNet) -> Option<NodeId> {
-        let routers = || {
-            self.nodes
-                .iter()
-                .filter_map(|(id, placed)| Some((*id, placed.routes.get(&route)?)))
-        };
-        let (primary, pieces) = routers().next()?;
+        let routers = self.routers.get(&route)?;
+        let pieces = |router: &NodeId| Some((*router, self.nodes.get(router)?.routes.get(&route)?));
+        let (primary, first) = pieces(routers.first()?)?;
         let mut plain = me.routes.contains_key(&route);
         let mut steered = None;
-        for (id, pieces) in routers() {
+        for (id, pieces) in routers.iter().filter_map(pieces) {
             match self.way(me, pieces) {
                 Some(Way::Plain) => plain = true,
                 Some(Way::Via) if id != viewer => steered = steered.or(Some(id)),
@@ -92,46 +95,86 @@ impl CompiledPolicy {
         }
         match steered {
             Some(steered) if !plain => Some(steered),
-            _ => (plain || self.way_back(me, pieces)).then_some(primary),
+            _ => (plain || self.way_back(me, first)).then_some(primary),
         }
     }
 
-    /// The prefixes beyond the node's own that it is told the identities of.
-    pub(super) fn remote_places(&self, viewer: NodeId) -> Vec<(IpNet, ClassId)> {
-        let Some(me) = self.nodes.get(&viewer) else {
-            return Vec::new();
-        };
-        let mut places = Vec::new();
-        for peer in self.peers(viewer) {
-            let Some(placed) = self.nodes.get(&peer) else {
-                continue;
-            };
-            places.extend(placed.addresses);
-            let routes = self.routes(viewer, peer);
-            for (route, pieces) in &placed.routes {
-                match me.routes.get(route) {
-                    // Behind both: one prefix has one identity, and here it is this node's.
-                    Some(mine) => places.extend(mine),
-                    None if routes.contains(route) => places.extend(pieces),
-                    None => {}
-                }
-            }
-            places.extend(&placed.internet);
+    /// Who stands behind which address, as a node is told it: longest prefix wins.
+    pub(super) fn table(&self, viewer: NodeId) -> BTreeMap<IpNet, ClassId> {
+        let mut table = self.behind(viewer);
+        for id in self.peers(viewer).into_iter().chain([viewer]) {
+            let addresses = self.nodes.get(&id).map(|placed| placed.addresses);
+            table.extend(addresses.into_iter().flatten());
         }
-        places
+        table
+    }
+
+    /// The part of [`Self::table`] that is not nodes' own addresses.
+    ///
+    /// Where two routers' prefixes overlap, the longer route takes its packets, so its pieces say
+    /// what they are; of a prefix that this node routes too, it knows best itself.
+    fn behind(&self, viewer: NodeId) -> BTreeMap<IpNet, ClassId> {
+        let Some(me) = self.nodes.get(&viewer) else {
+            return BTreeMap::new();
+        };
+        let mut table: BTreeMap<IpNet, ClassId> = BTreeMap::new();
+        let mine = &self.kinds[me.kind].classes;
+        for (net, class) in self.world {
+            let world = &self.classes[class];
+            let mut local = mine.iter().map(|local| &self.classes[*local]);
+            if local.any(|local| opens(world, local, &self.terms)) {
+                table.insert(net, class);
+            }
+        }
+        let exits = self.exits.iter().filter(|exit| self.sees(viewer, **exit));
+        for exit in exits.chain([&viewer]) {
+            let internet = self.nodes.get(exit).map(|placed| &placed.internet);
+            table.extend(internet.into_iter().flatten().copied());
+        }
+        let mut routes: Vec<(u8, &[(IpNet, ClassId)])> = Vec::new();
+        for route in self.routers.keys() {
+            let router = match me.routes.contains_key(route) {
+                true => Some(viewer),
+                false => self.elected(viewer, me, *route),
+            };
+            let visible = router.filter(|router| *router == viewer || self.sees(viewer, *router));
+            if let Some(pieces) = visible.and_then(|id| self.nodes.get(&id)?.routes.get(route)) {
+                routes.push((route.prefix_len(), pieces));
+            }
+        }
+        routes.sort_by_key(|(length, _)| *length);
+        for (_, pieces) in routes {
+            table.extend(pieces.iter().copied());
+        }
+        table
+    }
+
+    /// The class of an address as a node knows it.
+    pub(super) fn known(&self, viewer: NodeId, address: IpAddr) -> Option<ClassId> {
+        let owner = self.owner(address);
+        let visible = owner.filter(|owner| *owner == viewer || self.sees(viewer, *owner));
+        if let Some(owner) = visible.and_then(|owner| self.nodes.get(&owner)) {
+            let mut own = owner.addresses.iter();
+            let own = own.find(|(net, _)| net.contains(&address));
+            return own.map(|(_, class)| *class);
+        }
+        self.behind(viewer)
+            .into_iter()
+            .filter(|(net, _)| net.contains(&address))
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|(_, class)| class)
     }
 
     /// How, if at all, rules lead from the node to the pieces of a route.
     fn way(&self, me: &Placed, pieces: &[(IpNet, ClassId)]) -> Option<Way> {
-        let mine = &self.kinds[me.kind].classes;
         let mut way = None;
-        for &src in mine {
+        for src in &self.kinds[me.kind].classes {
             for (_, dst) in pieces {
-                if !self.opens(src, *dst) {
+                let (src, dst) = (&self.classes[*src], &self.classes[*dst]);
+                if !opens(src, dst, &self.terms) {
                     continue;
                 }
-                let mut terms = self.terms_between(&self.classes[src], &self.classes[*dst]);
-                if terms.any(|term| !self.terms[term].is_via()) {
+                if between(src, dst, &self.terms).any(|term| !term.is_via()) {
                     return Some(Way::Plain);
                 }
                 way = Some(Way::Via);
@@ -143,36 +186,10 @@ impl CompiledPolicy {
     /// Whether rules lead from the pieces of a route to the node: replies must find back.
     fn way_back(&self, me: &Placed, pieces: &[(IpNet, ClassId)]) -> bool {
         let mine = &self.kinds[me.kind].classes;
-        pieces
-            .iter()
-            .any(|(_, src)| mine.iter().any(|dst| self.opens(*src, *dst)))
-    }
-
-    fn joined(&self, some: &[ClassId], others: &[ClassId]) -> bool {
-        some.iter()
-            .any(|&a| others.iter().any(|&b| self.opens(a, b) || self.opens(b, a)))
-    }
-
-    /// Whether anything at all is granted from one class to another.
-    fn opens(&self, src: ClassId, dst: ClassId) -> bool {
-        let (src, dst) = (&self.classes[src], &self.classes[dst]);
-        let mut accepts = false;
-        let mut denies = false;
-        for term in self.terms_between(src, dst).map(|term| &self.terms[term]) {
-            match term.action {
-                Action::Accept if term.grants_app => return true,
-                Action::Accept => accepts = true,
-                Action::Deny => denies = true,
-            }
-        }
-        match (accepts, denies) {
-            (false, _) => false,
-            (true, false) => true,
-            (true, true) => {
-                let answers = self.answers(src, dst);
-                answers.iter().any(|answer| answer.action == Action::Accept)
-            }
-        }
+        pieces.iter().any(|(_, src)| {
+            let mut local = mine.iter().map(|local| &self.classes[*local]);
+            local.any(|local| opens(&self.classes[*src], local, &self.terms))
+        })
     }
 }
 
