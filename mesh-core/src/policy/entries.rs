@@ -112,8 +112,14 @@ impl CompiledPolicy {
 
     fn load(&self, kind: &Twins) -> Loaded {
         let mut loaded = Loaded::default();
+        // All classes of the peers, also those that everything is denied to: a verdict names its rule.
+        let mut remote = kind.joined.clone();
+        let peers = self.kinds.iter().filter(|other| kind.sees(other));
+        for class in peers.flat_map(|peer| &peer.classes) {
+            remote.insert(*class);
+        }
         for local in &kind.classes {
-            for remote in kind.joined.iter() {
+            for remote in remote.iter() {
                 let (local, remote) = (&self.classes[*local], &self.classes[remote]);
                 self.entries(remote, local, Direction::Ingress, &mut loaded);
                 self.entries(remote, local, Direction::Egress, &mut loaded);

@@ -23,6 +23,14 @@ pub(super) struct Twins {
     pub(super) loaded: OnceLock<Loaded>,
 }
 
+impl Twins {
+    /// Whether nodes of this kind and of the other know each other.
+    pub(super) fn sees(&self, other: &Self) -> bool {
+        let mut classes = other.classes.iter();
+        classes.any(|class| self.joined.contains(*class))
+    }
+}
+
 /// Sorts the nodes into kinds and tells each its own.
 pub(super) fn twins(
     nodes: &mut BTreeMap<NodeId, Placed>,

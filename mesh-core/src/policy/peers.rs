@@ -20,10 +20,10 @@ impl CompiledPolicy {
         let Some(me) = self.nodes.get(&id) else {
             return BTreeSet::new();
         };
-        let kinds = self.kinds.iter().enumerate();
-        let mut peers: BTreeSet<NodeId> = kinds
-            .filter(|(kind, _)| self.joined(me.kind, *kind))
-            .flat_map(|(_, theirs)| theirs.nodes.iter().copied())
+        let mine = &self.kinds[me.kind];
+        let visible = self.kinds.iter().filter(|theirs| mine.sees(theirs));
+        let mut peers: BTreeSet<NodeId> = visible
+            .flat_map(|theirs| theirs.nodes.iter().copied())
             .collect();
         peers.remove(&id);
         peers
@@ -34,13 +34,7 @@ impl CompiledPolicy {
         let (Some(a), Some(b)) = (self.nodes.get(&one), self.nodes.get(&other)) else {
             return false;
         };
-        one != other && self.joined(a.kind, b.kind)
-    }
-
-    fn joined(&self, kind: usize, other: usize) -> bool {
-        let joined = &self.kinds[kind].joined;
-        let mut classes = self.kinds[other].classes.iter();
-        classes.any(|class| joined.contains(*class))
+        one != other && self.kinds[a.kind].sees(&self.kinds[b.kind])
     }
 
     /// Which of the router's prefixes, exit routes included, the viewer is given.
