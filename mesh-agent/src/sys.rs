@@ -39,6 +39,13 @@ pub(crate) fn tun_set_iff(file: &File, name: &str, flags: i32) -> io::Result<()>
     check(result).map(drop)
 }
 
+/// Says which unfinished packets a TUN device may hand out: the `TUN_F_*` of `linux/if_tun.h`.
+pub(crate) fn tun_set_offload(file: &File, flags: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
+    check(result).map(drop)
+}
+
 // === Waiting ===
 
 /// Registers `fd` with the runtime of the caller, which it must be called in.
@@ -86,6 +93,7 @@ const CONTROL: usize = 96;
 struct Control([u8; CONTROL]);
 
 /// Sends up to [`BATCH`] datagrams and returns how many went; an error is the first one's.
+/// Waits for room in the socket's buffer unless the socket is one that does not.
 ///
 /// `wide` says that the socket is of AF_INET6: IPv4 destinations are then mapped (RFC 4291,
 /// section 2.5.5.2).
@@ -121,7 +129,7 @@ pub(crate) fn send_batch(fd: impl AsFd, wide: bool, batch: &[Outgoing<'_>]) -> i
             fd.as_fd().as_raw_fd(),
             headers.as_mut_ptr(),
             count as libc::c_uint,
-            libc::MSG_DONTWAIT,
+            0,
         )
     };
     check(sent)

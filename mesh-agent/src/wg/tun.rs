@@ -4,16 +4,24 @@
 //! with it: traffic stops, fail closed. It is created down, and stays down until policy hangs on it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context as _;
 use rustix::fs::OFlags;
+use rustix::io::{readv, writev};
+use tracing::debug;
 
 use super::Interface;
 use crate::sys;
 
 const DEVICE: &str = "/dev/net/tun";
+
+/// Length of the `struct virtio_net_hdr` that stands before every packet.
+pub(crate) const HEADER_LEN: usize = 10;
+
+/// What the kernel may leave to us: checksums, and cutting TCP streams into packets.
+const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 
 #[derive(Debug)]
 pub(crate) struct Tun {
@@ -33,11 +41,15 @@ impl Tun {
             .with_context(|| {
                 format!("open {DEVICE}: the userspace backend needs the tun module (modprobe tun)")
             })?;
-        sys::tun_set_iff(&file, name, libc::IFF_TUN | libc::IFF_NO_PI).with_context(|| {
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        sys::tun_set_iff(&file, name, flags).with_context(|| {
             format!(
                 "create the TUN device {name}: this needs CAP_NET_ADMIN and a name that is free"
             )
         })?;
+        if let Err(error) = sys::tun_set_offload(&file, OFFLOADS) {
+            debug!(%error, "packets of one size only");
+        }
         let index = rustix::net::netdevice::name_to_index(socket()?, name)
             .with_context(|| format!("look {name} up"))?;
         let interface = Interface {
@@ -51,14 +63,21 @@ impl Tun {
         &self.interface
     }
 
-    /// Reads one packet; `WouldBlock` if there is none.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+    /// Reads one packet with its header and returns its length; `WouldBlock` if there is none.
+    pub(crate) fn read(
+        &self,
+        header: &mut [u8; HEADER_LEN],
+        packet: &mut [u8],
+    ) -> io::Result<usize> {
+        let mut parts = [IoSliceMut::new(header), IoSliceMut::new(packet)];
+        let len = readv(&self.file, &mut parts)?;
+        Ok(len.saturating_sub(HEADER_LEN))
     }
 
     /// Hands one packet to the kernel; an error if the device is down.
-    pub(crate) fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(drop)
+    pub(crate) fn write(&self, header: &[u8; HEADER_LEN], packet: &[u8]) -> io::Result<()> {
+        writev(&self.file, &[IoSlice::new(header), IoSlice::new(packet)])?;
+        Ok(())
     }
 }
 

@@ -14,12 +14,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::key::NodeKey;
 use mesh_core::wireguard::{DeviceOp, DeviceStatus, PeerStatus};
 use rustix::event::{EventfdFlags, eventfd};
-use tracing::{info_span, warn};
+use tracing::{debug, info_span, warn};
 
 use super::tun::Tun;
 use super::{Filter, Interface, OpenOptions};
@@ -29,6 +30,7 @@ use table::{Peers, Table};
 
 mod clock;
 mod inbound;
+mod offload;
 mod outbound;
 mod peer;
 mod socket;
@@ -46,6 +48,8 @@ pub struct Device {
 
 struct Shared {
     tun: Tun,
+    /// The longest inner packet that padding may make.
+    mtu: usize,
     filter: Option<Filter>,
     /// The writer's side; whoever holds it may publish.
     config: Mutex<Config>,
@@ -65,6 +69,9 @@ struct Config {
     peers: Peers,
 }
 
+/// Milliseconds that the threads are given to let go of a socket.
+const SOCKET_PATIENCE: u32 = 500;
+
 /// Which thread an eventfd wakes.
 #[derive(Clone, Copy)]
 enum Waker {
@@ -81,6 +88,7 @@ impl Device {
         let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let shared = Arc::new(Shared {
             tun,
+            mtu: options.mtu as usize,
             filter: options.filter.clone(),
             config: Mutex::new(Config {
                 fwmark: options.fwmark,
@@ -237,9 +245,7 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner) = Some(gate);
             }
             DeviceOp::SetListenPort(port) => {
-                let socket = Socket::bind(*port, config.fwmark)?;
-                *self.socket.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(socket);
-                self.wake(Waker::Inbound);
+                self.replace_socket(Socket::bind(*port, config.fwmark)?);
             }
             DeviceOp::SetFwmark(mark) => {
                 self.socket().set_fwmark(*mark)?;
@@ -256,6 +262,22 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Returns when the old socket's port is free again, or at least will be any moment.
+    fn replace_socket(&self, new: Socket) {
+        let mut current = self.socket.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *current, Arc::new(new));
+        drop(current);
+        self.wake(Waker::Inbound);
+        self.wake(Waker::Outbound);
+        for _ in 0..SOCKET_PATIENCE {
+            if Arc::strong_count(&old) == 1 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        debug!("the old socket is still in use");
     }
 
     fn status(&self) -> DeviceStatus {

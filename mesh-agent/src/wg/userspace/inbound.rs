@@ -20,12 +20,13 @@ use mesh_core::key::NodePublic;
 use tracing::{debug, trace};
 
 use super::clock::uptime;
-use super::peer::{DATA, Identity, Peer, receiver};
+use super::offload::{Header, Joiner};
+use super::peer::{DATA, Decrypted, Identity, Peer, receiver};
 use super::socket::{Endpoint, MAX_MESSAGE, Outbox, Socket};
 use super::table::Table;
 use super::{Shared, Waker};
 use crate::sys::RecvBatch;
-use crate::wg::Judgement;
+use crate::wg::{Filter, Judgement};
 
 /// Handshake messages a second that are answered without asking for a cookie: about a twentieth of
 /// a core, and more than a thousand peers re-keying every two minutes need.
@@ -98,6 +99,7 @@ pub(super) fn run(shared: &Shared) {
 struct Inbound {
     scratch: Vec<u8>,
     outbox: Outbox,
+    joiner: Joiner,
     sources: Sources,
 }
 
@@ -106,6 +108,7 @@ impl Inbound {
         Self {
             scratch: vec![0; MAX_MESSAGE],
             outbox: Outbox::new(),
+            joiner: Joiner::new(),
             sources: Sources::default(),
         }
     }
@@ -128,6 +131,8 @@ impl Inbound {
             }
         }
         self.outbox.flush(socket);
+        self.joiner
+            .flush(|header, packet| write(shared, header, packet));
     }
 
     fn message(
@@ -154,8 +159,12 @@ impl Inbound {
             return;
         };
         let decrypted = session.decrypt(message, from, &mut self.scratch, &mut self.outbox);
-        if let Some(decrypted) = decrypted {
-            deliver(shared, table, peer, decrypted.packet, decrypted.source);
+        let Some(Decrypted { packet, source }) = decrypted else {
+            return;
+        };
+        if may_pass(shared, table, peer, packet, source) {
+            self.joiner
+                .push(packet, |header, packet| write(shared, header, packet));
         }
     }
 
@@ -198,18 +207,26 @@ impl Inbound {
     }
 }
 
-fn deliver(shared: &Shared, table: &Table, peer: &Arc<Peer>, packet: &mut [u8], source: IpAddr) {
+/// Whether an inner packet is the peer's to send, and policy lets it in.
+fn may_pass(
+    shared: &Shared,
+    table: &Table,
+    peer: &Arc<Peer>,
+    packet: &mut [u8],
+    source: IpAddr,
+) -> bool {
     let owner = table.allowed.longest_match(source);
     if !owner.is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
         trace!(peer = %peer.key, "inner source belongs to another");
-        return;
+        return false;
     }
-    if let Some(filter) = &shared.filter
-        && filter.judge(Direction::Ingress, packet) == Judgement::Drop
-    {
-        return;
-    }
-    if let Err(error) = shared.tun.write(packet) {
+    let judge = |filter: &Filter| filter.judge(Direction::Ingress, packet);
+    shared.filter.as_ref().map(judge) != Some(Judgement::Drop)
+}
+
+/// An interface that is down takes nothing; that is no event.
+fn write(shared: &Shared, header: &Header, packet: &[u8]) {
+    if let Err(error) = shared.tun.write(&header.encode(), packet) {
         trace!(%error, "deliver");
     }
 }

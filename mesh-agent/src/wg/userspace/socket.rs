@@ -6,7 +6,9 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use rustix::net::{
@@ -23,6 +25,15 @@ const BUFFER: usize = 4 << 20;
 /// Bytes that an outbox holds before it must be flushed.
 const ARENA: usize = 256 << 10;
 
+/// Messages that an outbox holds before it must be flushed: three buffers of 64 KiB at the usual
+/// size.
+const MAX_MESSAGES: usize = 150;
+
+/// Datagrams that the kernel cuts one buffer into, and the buffer's length
+/// (UDP_MAX_SEGMENTS of Linux 4.18; an IPv4 datagram without its headers).
+const MAX_SEGMENTS: usize = 64;
+const MAX_BUFFER: usize = 65507;
+
 /// Room for the longest message: an IP packet, WireGuard's 32 bytes and padding around it.
 pub(super) const MAX_MESSAGE: usize = 65535 + 64;
 
@@ -32,14 +43,17 @@ pub(super) struct Socket {
     /// Of AF_INET6, carrying IPv4 as mapped addresses.
     wide: bool,
     pub(super) port: u16,
+    /// The kernel cuts one long buffer into datagrams (UDP_SEGMENT).
+    segments: AtomicBool,
 }
 
 impl Socket {
     /// Binds `port` on every address; 0 takes any free one.
     pub(super) fn bind(port: u16, fwmark: u32) -> anyhow::Result<Self> {
         let any = |family| {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            socket_with(family, SocketType::DGRAM, flags, None)
+            // Sending waits for room, which slows the reader of the TUN device down to what the
+            // underlay takes; receiving never waits.
+            socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         };
         let (fd, wide) = match any(AddressFamily::INET6) {
             Ok(fd) => (fd, true),
@@ -57,6 +71,9 @@ impl Socket {
         }
         // Asked of both families: IPv4 arrives on an AF_INET6 socket as well.
         sys::set_option(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        if let Err(error) = sys::set_option(&fd, libc::SOL_UDP, libc::UDP_GRO, 1) {
+            debug!(%error, "datagrams arrive one by one");
+        }
         // As the kernel's WireGuard: no DF bit, so that a path smaller than we think fragments.
         sockopt::set_ip_mtu_discover(&fd, sockopt::Ipv4PathMtuDiscovery::DONT)?;
         // Beyond the host's limit only with CAP_NET_ADMIN, which a test may lack.
@@ -65,7 +82,12 @@ impl Socket {
         if let Err(error) = forced {
             debug!(%error, "keep the default socket buffers");
         }
-        let socket = Self { fd, wide, port };
+        let socket = Self {
+            fd,
+            wide,
+            port,
+            segments: AtomicBool::new(true),
+        };
         if fwmark != 0 {
             socket.set_fwmark(fwmark)?;
         }
@@ -121,6 +143,8 @@ struct Message {
     start: usize,
     len: usize,
     endpoint: Endpoint,
+    /// Not to be sent together with others.
+    alone: bool,
 }
 
 impl Outbox {
@@ -128,7 +152,7 @@ impl Outbox {
         Self {
             arena: vec![0; ARENA],
             used: 0,
-            messages: Vec::with_capacity(sys::BATCH),
+            messages: Vec::with_capacity(MAX_MESSAGES),
         }
     }
 
@@ -143,23 +167,35 @@ impl Outbox {
             start: self.used,
             len,
             endpoint,
+            alone: false,
         };
         self.messages.push(message);
         self.used += len;
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.messages.len() >= sys::BATCH || self.used + 2 * MAX_MESSAGE > ARENA
+        self.messages.len() >= MAX_MESSAGES || self.used + 2 * MAX_MESSAGE > ARENA
     }
 
     /// Sends everything. What the socket does not take is lost, as UDP is.
     pub(super) fn flush(&mut self, socket: &Socket) {
         let mut next = 0;
         while next < self.messages.len() {
+            let first = next..next + self.run(next, socket);
             match self.send_from(next, socket) {
                 Ok(0) => break,
-                Ok(sent) => next += sent,
-                Err(error) if may_be_the_source(&error) && self.forget_source(next) => {}
+                Ok(sent) => next = self.skip(next, sent, socket),
+                Err(error) if may_be_the_source(&error) && self.forget_source(first.clone()) => {}
+                Err(error) if first.len() > 1 => {
+                    debug!(%error, "one by one");
+                    if error.raw_os_error() == Some(libc::EIO) {
+                        // The device cannot, and will not be able to next time.
+                        socket.segments.store(false, Ordering::Relaxed);
+                    }
+                    for message in &mut self.messages[first] {
+                        message.alone = true;
+                    }
+                }
                 Err(error) => {
                     debug!(%error, endpoint = %self.messages[next].endpoint.to, "send");
                     next += 1;
@@ -170,6 +206,37 @@ impl Outbox {
         self.used = 0;
     }
 
+    /// How many messages from `first` on go in one buffer: equally long ones to one endpoint, and
+    /// perhaps a shorter one at the end.
+    fn run(&self, first: usize, socket: &Socket) -> usize {
+        let head = self.messages[first];
+        if head.alone || !socket.segments.load(Ordering::Relaxed) {
+            return 1;
+        }
+        let (mut count, mut bytes) = (1, head.len);
+        for message in &self.messages[first + 1..] {
+            bytes += message.len;
+            let joins = count < MAX_SEGMENTS
+                && bytes <= MAX_BUFFER
+                && message.len <= head.len
+                && message.endpoint == head.endpoint
+                && !message.alone;
+            if !joins {
+                break;
+            }
+            count += 1;
+            if message.len < head.len {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The message after the `runs` that start at `next`.
+    fn skip(&self, next: usize, runs: usize, socket: &Socket) -> usize {
+        (0..runs).fold(next, |next, _| next + self.run(next, socket))
+    }
+
     fn send_from(&self, first: usize, socket: &Socket) -> io::Result<usize> {
         const NOTHING: Outgoing<'static> = Outgoing {
             bytes: &[],
@@ -178,15 +245,21 @@ impl Outbox {
             segment: 0,
         };
         let mut batch = [NOTHING; sys::BATCH];
-        let mut count = 0;
-        for (slot, message) in batch.iter_mut().zip(&self.messages[first..]) {
-            *slot = Outgoing {
-                bytes: &self.arena[message.start..message.start + message.len],
-                to: message.endpoint.to,
-                source: message.endpoint.source,
-                segment: 0,
+        let (mut count, mut next) = (0, first);
+        for slot in &mut batch {
+            let Some(head) = self.messages.get(next) else {
+                break;
             };
-            count += 1;
+            let run = self.run(next, socket);
+            let last = self.messages[next + run - 1];
+            *slot = Outgoing {
+                bytes: &self.arena[head.start..last.start + last.len],
+                to: head.endpoint.to,
+                source: head.endpoint.source,
+                // A run is of messages that an IPv4 datagram holds.
+                segment: if run > 1 { head.len as u16 } else { 0 },
+            };
+            (count, next) = (count + 1, next + run);
         }
         sys::send_batch(&socket.fd, socket.wide, &batch[..count])
     }
@@ -205,9 +278,13 @@ impl Outbox {
             .collect()
     }
 
-    /// Leaves the source of one message to routing; false if it already is.
-    fn forget_source(&mut self, message: usize) -> bool {
-        self.messages[message].endpoint.source.take().is_some()
+    /// Leaves the source of these messages to routing; false if it already is.
+    fn forget_source(&mut self, messages: Range<usize>) -> bool {
+        let mut forgot = false;
+        for message in &mut self.messages[messages] {
+            forgot |= message.endpoint.source.take().is_some();
+        }
+        forgot
     }
 }
 
@@ -241,6 +318,30 @@ mod tests {
             .unwrap();
         let (len, from) = heard.recv_from(&mut buffer).unwrap();
         assert_eq!((&buffer[..len], from.port()), (&b"hi"[..], socket.port));
+    }
+
+    #[test]
+    fn messages_of_one_length_go_in_one_buffer_and_arrive_one_by_one() {
+        let socket = Socket::bind(0, 0).unwrap();
+        let heard = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::new(heard.local_addr().unwrap());
+        let mut outbox = Outbox::new();
+        let lengths = [[100; 70].as_slice(), &[60, 200, 200, 100]].concat();
+        for (n, len) in lengths.iter().enumerate() {
+            outbox.room()[..*len].fill(n as u8);
+            outbox.push(*len, endpoint);
+        }
+        let runs: Vec<usize> = [0, 64, 71].map(|at| outbox.run(at, &socket)).into();
+        assert_eq!(runs, [64, 7, 3]);
+        outbox.flush(&socket);
+        heard
+            .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .unwrap();
+        for (n, len) in lengths.iter().enumerate() {
+            let mut buffer = [0; 300];
+            assert_eq!(heard.recv(&mut buffer).unwrap(), *len);
+            assert!(buffer[..*len].iter().all(|byte| *byte == n as u8));
+        }
     }
 
     #[test]
