@@ -35,6 +35,8 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(15);
 /// Least time between two updates to one node: storms become one delta, a single edit waits for
 /// nothing.
 const UPDATE_SPACING: Duration = Duration::from_millis(50);
+/// How often a node's map is built although nothing that concerns it changed.
+const LOOK: Duration = Duration::from_secs(60);
 /// A node that takes nothing for so long is cut off; it will come back and be told the difference.
 const SLOW: Duration = Duration::from_secs(30);
 /// Least time between two reports that are written; the ones in between are replaced by the last.
@@ -87,7 +89,7 @@ async fn session(
 ) -> Result<Option<v1::Notice>, Status> {
     let begin = first(inbound).await?;
     let key = caller.proven_key(begin.node.as_ref())?;
-    let host = HostInfo::from(&begin.host.unwrap_or_default());
+    let host = begin.host.as_ref().map(HostInfo::from);
     let held = begin.held.as_ref().map(Held::try_from).transpose();
     let held = held.map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
 
@@ -112,7 +114,9 @@ async fn session(
         outbox,
         seat,
         holds: None,
+        seen: shared.world.current(),
         worlds: shared.world.subscribe(),
+        next_look: Instant::now() + LOOK,
         next_update: Instant::now(),
         report: None,
         next_report: Instant::now(),
@@ -196,7 +200,12 @@ struct Session<'a> {
     outbox: &'a Outbox,
     seat: Seat,
     holds: Option<Holds>,
+    /// The world that `holds` is up to date with.
+    seen: Arc<Current>,
     worlds: watch::Receiver<Arc<Current>>,
+    /// When to look without being asked: should ever a change wrongly be taken for none of this
+    /// node's business, it is only so for a while.
+    next_look: Instant,
     next_update: Instant,
     report: Option<(Vec<SocketAddr>, Vec<IpNet>)>,
     next_report: Instant,
@@ -238,6 +247,7 @@ impl Session<'_> {
             }
         };
         self.holds = Some(now);
+        self.seen = current;
         self.send(signed, map.generation).await
     }
 
@@ -266,6 +276,7 @@ impl Session<'_> {
                         self.worlds.mark_changed();
                     }
                 }
+                () = sleep_until(self.next_look) => self.worlds.mark_changed(),
                 () = sleep_until(self.next_report), if reported => self.write_report().await?,
                 message = inbound.message() => match message? {
                     None => return Ok(None),
@@ -282,13 +293,24 @@ impl Session<'_> {
     /// Sends what changed for this node, if anything did. `false`: there is no such node any more.
     async fn update(&mut self) -> Result<bool, Status> {
         let current = self.worlds.borrow_and_update().clone();
-        self.next_update = Instant::now() + UPDATE_SPACING;
+        let now = Instant::now();
+        self.next_update = now + UPDATE_SPACING;
+        let looks = now >= self.next_look;
+        if looks {
+            self.next_look = now + LOOK;
+        }
+        if !looks && !current.may_concern(self.id, &self.seen) {
+            self.seat.looked_at(current.world.generation, false);
+            self.seen = current;
+            return Ok(true);
+        }
         let Some(map) = self.build(&current).await else {
             return Ok(false);
         };
         let Some(before) = &self.holds else {
             return Ok(false);
         };
+        self.seen = current;
         let change = delta::since(&before.items, &map);
         if change.is_empty() {
             self.seat.looked_at(map.generation, false);

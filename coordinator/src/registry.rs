@@ -197,7 +197,7 @@ pub fn begin(
     draft: &mut Draft,
     id: NodeId,
     key: NodePublic,
-    host: HostInfo,
+    host: Option<HostInfo>,
 ) -> Result<(), Refusal> {
     let node = own(draft, id)?;
     if holder_of(draft, &key).is_some_and(|holder| holder != id) {
@@ -214,7 +214,9 @@ pub fn begin(
     }
     put_if_changed(draft, &node, |node| {
         node.key = key;
-        node.host = host;
+        if let Some(host) = host {
+            node.host = host;
+        }
     });
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! The state directory: which files make a coordinator, and how each is written.
 //!
 //! The hard part is to tell "new" from "lost". A database is only ever created when neither it nor
-//! the marker exists; from then on the marker says which mesh lives here, and the high-water file
-//! says how far it had come, so a database that was emptied, swapped or cut short is noticed even
-//! where SQLite itself would call it sound.
+//! the marker exists; from then on the marker says which mesh lives here, and the head file says how
+//! far it had come and what it was when it was closed, so a database that was emptied, swapped, cut
+//! short or flipped a bit of is noticed even where SQLite itself would call it sound.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -15,12 +15,22 @@ use mesh_core::key::MachineKey;
 use mesh_core::node::{Epoch, Generation, MeshId};
 use rand_core::{OsRng, RngCore as _};
 use rustix::fs::FlockOperation;
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 /// First line of the marker file; the mesh id in hexadecimal follows.
 const MARKER_HEADER: &str = "mesh-coordinator instance v1";
-/// First word of the high-water file.
+/// First word of the head file.
 const HEAD_HEADER: &str = "mesh-coordinator-head";
+
+/// How far the database had come, as far as is known, and what its file was when it was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    pub epoch: Epoch,
+    pub generation: Generation,
+    /// SHA-256 of the closed file; `None` while a coordinator runs, and after one was killed.
+    pub seal: Option<[u8; 32]>,
+}
 
 /// The directory, locked for this process for as long as the value lives.
 #[derive(Debug)]
@@ -100,12 +110,10 @@ impl StateDir {
         write_atomically(&self.marker_path(), text.as_bytes())
     }
 
-    // === high water ===
+    // === head ===
 
-    /// The newest epoch and generation that a start of this coordinator has acknowledged, as far as
-    /// is known: the file is not flushed on each write, so it may lag after a power cut, and never
-    /// leads.
-    pub fn high_water(&self) -> Option<(Epoch, Generation)> {
+    /// What the last run noted; `None` when it is missing or unreadable, which only weakens checks.
+    pub fn head(&self) -> Option<Head> {
         let text = fs::read_to_string(self.root.join("head")).ok()?;
         let mut words = text.split_whitespace();
         if words.next() != Some(HEAD_HEADER) {
@@ -113,20 +121,58 @@ impl StateDir {
         }
         let epoch = words.next()?.parse().ok()?;
         let generation = words.next()?.parse().ok()?;
-        (words.next() == Some(".")).then_some((Epoch(epoch), Generation(generation)))
+        let seal = words.next()?;
+        let seal = <[u8; 32]>::try_from(hex::decode(seal).unwrap_or_default()).ok();
+        (words.next() == Some(".")).then_some(Head {
+            epoch: Epoch(epoch),
+            generation: Generation(generation),
+            seal,
+        })
     }
 
-    /// Notes what was acknowledged. A failure only weakens a later check, so it is not an error.
-    pub fn raise_high_water(&mut self, epoch: Epoch, generation: Generation) {
-        let line = format!("{HEAD_HEADER} {:020} {:020} .\n", epoch.0, generation.0);
-        if self.head.is_none() {
-            let path = self.root.join("head");
-            self.head = private().create(true).truncate(false).open(path).ok();
-        }
-        if let Some(file) = &self.head {
-            // One write of one line within one page: another process sees the old or the new one.
-            drop(file.write_all_at(line.as_bytes(), 0));
-        }
+    /// Notes what was acknowledged. It is not flushed to the disk, so it may lag after a power cut;
+    /// it never leads. A failure only weakens a later check, so it is not an error.
+    pub fn raise_head(&mut self, epoch: Epoch, generation: Generation) {
+        drop(self.write_head(epoch, generation, None));
+    }
+
+    /// The database is about to change: from now on its bytes are vouched for by its rows only.
+    pub fn break_seal(&mut self, epoch: Epoch, generation: Generation) -> io::Result<()> {
+        self.write_head(epoch, generation, None)?.sync_all()
+    }
+
+    /// The database is closed for good: until the next start not one bit of it may change. Where
+    /// its log could not be folded in, as on a full disk, there is nothing to seal yet.
+    pub fn seal(&mut self, epoch: Epoch, generation: Generation) -> io::Result<()> {
+        let log = self.root.join("coordinator.db-wal");
+        let seal = match fs::metadata(log) {
+            Ok(log) if log.len() > 0 => None,
+            _ => Some(digest(&self.database())?),
+        };
+        self.write_head(epoch, generation, seal)?.sync_all()
+    }
+
+    fn write_head(
+        &mut self,
+        epoch: Epoch,
+        generation: Generation,
+        seal: Option<[u8; 32]>,
+    ) -> io::Result<&File> {
+        let seal = seal.map_or_else(|| "-".repeat(64), hex::encode);
+        let line = format!(
+            "{HEAD_HEADER} {:020} {:020} {seal} .\n",
+            epoch.0, generation.0
+        );
+        let file = match self.head.take() {
+            Some(file) => file,
+            None => private()
+                .create(true)
+                .truncate(false)
+                .open(self.root.join("head"))?,
+        };
+        // One write of one line of always the same length: a reader sees the old or the new one.
+        file.write_all_at(line.as_bytes(), 0)?;
+        Ok(self.head.insert(file))
     }
 
     // === the coordinator's key ===
@@ -164,6 +210,14 @@ fn read_key(mut file: File) -> anyhow::Result<MachineKey> {
         bail!("the key is damaged; put it back from your copy");
     }
     Ok(MachineKey::from_seed(*seed))
+}
+
+/// SHA-256 of a file.
+pub fn digest(path: &Path) -> io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    io::copy(&mut file, &mut hash)?;
+    Ok(hash.finalize().into())
 }
 
 /// Opens for reading and writing; what it creates is 0600.
@@ -238,14 +292,19 @@ mod tests {
     }
 
     #[test]
-    fn high_water_survives_and_garbage_counts_as_unknown() {
+    fn the_head_survives_and_garbage_counts_as_unknown() {
         let dir = tempfile::tempdir().unwrap();
         let mut state = StateDir::open(dir.path()).unwrap();
-        assert_eq!(state.high_water(), None);
-        state.raise_high_water(Epoch(1), Generation(41));
-        state.raise_high_water(Epoch(1), Generation(42));
-        assert_eq!(state.high_water(), Some((Epoch(1), Generation(42))));
+        assert_eq!(state.head(), None);
+        state.raise_head(Epoch(1), Generation(41));
+        fs::write(state.database(), "closed").unwrap();
+        state.seal(Epoch(1), Generation(42)).unwrap();
+        let head = state.head().unwrap();
+        assert_eq!((head.epoch, head.generation), (Epoch(1), Generation(42)));
+        assert_eq!(head.seal, Some(digest(&state.database()).unwrap()));
+        state.break_seal(Epoch(1), Generation(43)).unwrap();
+        assert_eq!(state.head().unwrap().seal, None);
         fs::write(dir.path().join("head"), "mesh-coordinator-head 1").unwrap();
-        assert_eq!(state.high_water(), None);
+        assert_eq!(state.head(), None);
     }
 }

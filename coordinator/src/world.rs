@@ -4,11 +4,12 @@
 //! and become durable in one transaction; only then is anything published, and only then is anybody
 //! answered. When the store fails, the draft is dropped: what was published stays, whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use mesh_core::key::MachinePublic;
 use mesh_core::node::{Generation, Node, NodeId, UnixTime, User, UserId};
 use mesh_core::policy::{self, CompiledPolicy, Document, Subjects};
@@ -43,9 +44,50 @@ pub struct Current {
     pub compiled: Arc<CompiledPolicy>,
     machines: Arc<BTreeMap<MachinePublic, NodeId>>,
     next_id: u64,
+    /// The last changes, newest last.
+    trail: VecDeque<(Generation, Arc<Touched>)>,
+}
+
+/// How many changes back [`Current::may_concern`] can tell what they were about.
+const TRAIL: usize = 256;
+
+/// What a change was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Touched {
+    Everything,
+    /// Nodes that others see differently now, or that came or went. May be none.
+    Nodes(BTreeSet<NodeId>),
 }
 
 impl Current {
+    /// Whether this node's netmap can differ from what it was at `before`. Errs on the safe side.
+    ///
+    /// A node is only told of those whom it sees, so a change to one that it saw neither before
+    /// nor now is none of its business. Only a change to a node that serves routes concerns
+    /// everybody: through whom a route goes can depend on a router that the viewer does not see.
+    pub fn may_concern(&self, id: NodeId, before: &Self) -> bool {
+        let since = before.world.generation;
+        if self.world.epoch != before.world.epoch || self.world.generation < since {
+            return true;
+        }
+        let steps = self.trail.iter().rev();
+        let news = steps.take_while(|(generation, _)| *generation > since);
+        let mut oldest = self.world.generation.0 + 1;
+        for (generation, touched) in news {
+            oldest = generation.0;
+            let Touched::Nodes(nodes) = touched.as_ref() else {
+                return true;
+            };
+            let concerns = |node: &NodeId| {
+                *node == id || before.compiled.sees(id, *node) || self.compiled.sees(id, *node)
+            };
+            if nodes.iter().any(concerns) {
+                return true;
+            }
+        }
+        oldest > since.0 + 1
+    }
+
     /// The node that this machine key belongs to.
     pub fn node_of(&self, machine: &MachinePublic) -> Option<&Arc<Node>> {
         let id = self.machines.get(machine)?;
@@ -78,6 +120,7 @@ impl Current {
             document: Arc::new(document),
             compiled: Arc::new(compiled),
             next_id: loaded.next_id,
+            trail: VecDeque::new(),
         })
     }
 }
@@ -100,6 +143,7 @@ pub struct Draft {
     writes: Vec<Write>,
     /// Something changed that policy looks at.
     stale_policy: bool,
+    touched: Touched,
 }
 
 impl Draft {
@@ -113,6 +157,15 @@ impl Draft {
             next_id: current.next_id,
             writes: Vec::new(),
             stale_policy: false,
+            touched: Touched::Nodes(BTreeSet::new()),
+        }
+    }
+
+    fn touch(&mut self, node: &Node) {
+        let serves = !node.approved_routes.is_empty();
+        match &mut self.touched {
+            Touched::Nodes(nodes) if !serves => drop(nodes.insert(node.id)),
+            touched => *touched = Touched::Everything,
         }
     }
 
@@ -138,18 +191,26 @@ impl Draft {
     pub fn put_node(&mut self, node: Node) -> Arc<Node> {
         let node = Arc::new(node);
         let old = self.world.nodes.insert(node.id, node.clone());
-        self.stale_policy |= old.is_none_or(|old| {
-            (&old.owner, old.addresses, old.expired) != (&node.owner, node.addresses, node.expired)
-                || old.advertised_routes != node.advertised_routes
-                || old.approved_routes != node.approved_routes
-        });
+        self.stale_policy |= old
+            .as_ref()
+            .is_none_or(|old| for_policy(old) != for_policy(&node));
+        match &old {
+            Some(old) if for_peers(old) == for_peers(&node) => {}
+            old => {
+                if let Some(old) = old {
+                    self.touch(old);
+                }
+                self.touch(&node);
+            }
+        }
         self.writes.push(Write::PutNode(node.clone()));
         node
     }
 
     pub fn delete_node(&mut self, id: NodeId) {
-        if self.world.nodes.remove(&id).is_some() {
+        if let Some(old) = self.world.nodes.remove(&id) {
             self.stale_policy = true;
+            self.touch(&old);
             self.writes.push(Write::DeleteNode(id));
         }
     }
@@ -158,6 +219,7 @@ impl Draft {
         let user = Arc::new(user);
         self.world.users.insert(user.id, user.clone());
         self.stale_policy = true;
+        self.touched = Touched::Everything;
         self.writes.push(Write::PutUser(user.clone()));
         user
     }
@@ -165,6 +227,7 @@ impl Draft {
     pub fn delete_user(&mut self, id: UserId) {
         if self.world.users.remove(&id).is_some() {
             self.stale_policy = true;
+            self.touched = Touched::Everything;
             self.writes.push(Write::DeleteUser(id));
         }
     }
@@ -186,6 +249,7 @@ impl Draft {
         let text = Arc::new(text);
         self.policy = Some((text.clone(), document));
         self.stale_policy = true;
+        self.touched = Touched::Everything;
         self.writes.push(Write::PutPolicy(text.clone()));
         text
     }
@@ -208,7 +272,13 @@ impl Draft {
         } else {
             current.compiled.clone()
         };
+        let mut trail = current.trail.clone();
+        trail.push_back((to, Arc::new(self.touched)));
+        if trail.len() > TRAIL {
+            trail.pop_front();
+        }
         Current {
+            trail,
             machines: if nodes_changed {
                 Arc::new(machines(&world))
             } else {
@@ -222,6 +292,41 @@ impl Draft {
             next_id: self.next_id,
         }
     }
+}
+
+/// What of a node the policy looks at.
+fn for_policy(node: &Node) -> impl PartialEq + '_ {
+    (
+        &node.owner,
+        node.addresses,
+        node.expired,
+        &node.advertised_routes,
+        &node.approved_routes,
+    )
+}
+
+/// What of a node its own netmap or another's holds.
+fn for_peers(node: &Node) -> impl PartialEq + '_ {
+    let Node {
+        id,
+        name,
+        machine: _,
+        key,
+        owner,
+        addresses,
+        endpoints,
+        advertised_routes,
+        approved_routes,
+        ephemeral: _,
+        created: _,
+        expires,
+        expired,
+        host: _,
+    } = node;
+    (
+        (id, name, key, owner, addresses, endpoints),
+        (advertised_routes, approved_routes, expires, expired),
+    )
 }
 
 // === asking ===
@@ -332,7 +437,9 @@ impl Writer {
         mut state: StateDir,
         clock: Clock,
     ) -> anyhow::Result<(Self, Handle)> {
-        state.raise_high_water(loaded.epoch, loaded.generation);
+        state
+            .break_seal(loaded.epoch, loaded.generation)
+            .context("write the head file")?;
         let (request_sender, requests) = mpsc::channel(QUEUE);
         let (current, published) = watch::channel(Arc::new(Current::load(loaded, None)?));
         let (trouble, trouble_seen) = watch::channel(None);
@@ -370,8 +477,15 @@ impl Writer {
                 () = tokio::time::sleep(idle) => self.probe().await,
             }
         }
-        if let Err(error) = self.store.close().await {
-            warn!(%error, "close the database");
+        let world = self.current.borrow().clone();
+        match self.store.close().await {
+            Ok(()) => {
+                let (epoch, generation) = (world.world.epoch, world.world.generation);
+                if let Err(error) = self.state.seal(epoch, generation) {
+                    warn!(%error, "seal the database");
+                }
+            }
+            Err(error) => warn!(%error, "close the database"),
         }
     }
 
@@ -436,7 +550,7 @@ impl Writer {
             }
             return Err(error);
         }
-        self.state.raise_high_water(current.world.epoch, to);
+        self.state.raise_head(current.world.epoch, to);
         self.healed();
         let current = current.clone();
         // Compiling is arithmetic over every node: not for the threads that serve sockets.

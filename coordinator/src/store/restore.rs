@@ -51,8 +51,8 @@ pub async fn restore(
             state.key_path().display()
         );
     }
-    let seen = state.high_water().map_or(0, |(epoch, _)| epoch.0);
-    // The database in place may be too damaged to open, or fine and ahead of the high-water file.
+    let seen = state.head().map_or(0, |head| head.epoch.0);
+    // The database in place may be too damaged to open, or fine and ahead of what the head says.
     let in_place = match Sqlite::open_file(&place).await {
         Ok((store, loaded)) => {
             store.close().await?;
@@ -69,7 +69,7 @@ pub async fn restore(
     let moved_aside = move_aside(&place, now)?;
     fs::rename(&new, &place)?;
     sync_directory(&place)?;
-    state.raise_high_water(epoch, loaded.generation);
+    state.break_seal(epoch, loaded.generation)?;
     Ok(Restored {
         epoch,
         generation: loaded.generation,

@@ -21,7 +21,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _, TypeInfo as _, ValueR
 
 use super::rows::{self, Columns, Instance, Sum, Table, Value};
 use super::{Batch, Founding, Loaded, OpenError, StoreError, Write};
-use crate::state_dir::{StateDir, sync_directory};
+use crate::state_dir::{StateDir, digest, sync_directory};
 
 /// "mesh", at offset 68 of every file of ours (<https://www.sqlite.org/fileformat.html>).
 pub(super) const APPLICATION_ID: u32 = 0x6d65_7368;
@@ -67,6 +67,11 @@ impl Sqlite {
 
     async fn open_marked(state: &StateDir, marker: MeshId) -> Result<(Self, Loaded), OpenError> {
         let path = state.database();
+        let head = state.head();
+        check_header(&path)?;
+        if let Some(seal) = head.and_then(|head| head.seal) {
+            check_seal(&path, &seal)?;
+        }
         let (store, loaded) = Self::open_file(&path).await?;
         if loaded.mesh.id != marker {
             return Err(OpenError::OtherMesh {
@@ -75,13 +80,13 @@ impl Sqlite {
                 marker: marker.to_string(),
             });
         }
-        if let Some((epoch, known)) = state.high_water()
-            && (loaded.epoch, loaded.generation) < (epoch, known)
+        if let Some(head) = head
+            && (loaded.epoch, loaded.generation) < (head.epoch, head.generation)
         {
             return Err(OpenError::Rollback {
                 path: show(&path),
                 found: loaded.generation,
-                known,
+                known: head.generation,
             });
         }
         Ok((store, loaded))
@@ -118,8 +123,9 @@ impl Sqlite {
             loaded,
         } = match read(&mut connection, path).await {
             Ok(contents) => contents,
+            Err(error @ (StoreError::Busy | StoreError::Full)) => return Err(error.into()),
             Err(StoreError::Damaged(what)) => return Err(bad(what)),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(bad(error.to_string())),
         };
         let store = Self {
             connection,
@@ -554,19 +560,45 @@ fn exists(path: &Path) -> Result<bool, OpenError> {
 /// Looks at the bytes before SQLite may touch them.
 fn check_header(path: &Path) -> Result<(), OpenError> {
     let mut header = [0; 100];
-    let mut file = fs::File::open(path).map_err(|error| OpenError::StateDir(error.into()))?;
-    let what = if file.read_exact(&mut header).is_err() {
+    let io = |error: std::io::Error| OpenError::StateDir(error.into());
+    let mut file = fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let read = file.read_exact(&mut header);
+    // The page size is 1 for 65,536, which does not fit.
+    let page = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 => 65_536,
+        page => page,
+    };
+    let what = if read.is_err() {
         "it is shorter than a database's header"
     } else if &header[..16] != b"SQLite format 3\0" {
         "it is not an SQLite file"
     } else if header[68..72] != APPLICATION_ID.to_be_bytes() {
         "its header is not one of ours"
+    } else if page == 0 || (length % page != 0 && log_length(path) == 0) {
+        "it ends in the middle of a page"
     } else {
         return Ok(());
     };
     Err(OpenError::Damaged {
         path: show(path),
         what: what.to_owned(),
+    })
+}
+
+fn log_length(path: &Path) -> u64 {
+    fs::metadata(side_file(path, "-wal")).map_or(0, |log| log.len())
+}
+
+/// A database that was closed in good order is what it was, to the last bit, and has no log.
+fn check_seal(path: &Path, seal: &[u8; 32]) -> Result<(), OpenError> {
+    let now = digest(path).map_err(|error| OpenError::StateDir(error.into()))?;
+    if now == *seal && log_length(path) == 0 {
+        return Ok(());
+    }
+    Err(OpenError::Damaged {
+        path: show(path),
+        what: "it changed after the coordinator had closed it".to_owned(),
     })
 }
 
@@ -578,6 +610,8 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
+        // A log that is reused in place would take writes on a full disk, until it does not.
+        .pragma("journal_size_limit", "0")
         .pragma("cell_size_check", "ON")
         .disable_statement_logging()
         .connect()
