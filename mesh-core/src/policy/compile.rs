@@ -60,7 +60,7 @@ pub fn compile(
     let resolver = Resolver::new(document, *subjects);
     let clauses = Clauses::of(document);
     let atoms = terms::atoms(&clauses, &resolver, subjects);
-    let (rules, terms) = terms::terms(document, &clauses, &atoms);
+    let (rules, terms) = terms::terms(document, &clauses, &atoms, subjects.pools);
     let index = TermIndex::of(&terms);
     let mut found = Classes::default();
     let exit_pieces = classes::exit_pieces(&resolver.internet(), &atoms);

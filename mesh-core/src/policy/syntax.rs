@@ -16,6 +16,7 @@ mod decode;
 mod rules;
 mod sections;
 mod ssh;
+mod summary;
 mod tests_block;
 
 pub(super) use rules::{Clause, Kind, Services};

@@ -17,6 +17,7 @@ use super::syntax::{Clause, Document, Icmp, Kind, Services};
 use crate::RuleId;
 use crate::netmap::{Action, PortRange, Rule};
 use crate::node::{Tag, UserId};
+use crate::world::Pools;
 
 /// Sources, one destination, and what may or may not be opened between them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -142,15 +143,17 @@ pub(super) fn terms(
     document: &Document,
     clauses: &Clauses<'_>,
     atoms: &Atoms,
+    pools: &Pools,
 ) -> (Vec<(RuleId, Rule)>, Vec<Term>) {
     let mut rules = Vec::new();
     let mut terms = Vec::new();
     let mut said: BTreeMap<String, usize> = BTreeMap::new();
     for (index, clause) in clauses.iter().enumerate() {
-        let summary = clause.summary();
-        let occurrence = said.entry(summary.clone()).or_default();
-        let id = identity::rule_id(&summary, *occurrence);
+        let content = clause.content();
+        let occurrence = said.entry(content.clone()).or_default();
+        let id = identity::rule_id(&content, *occurrence);
         *occurrence += 1;
+        let summary = clause.summary(pools);
         let line = document.lines.line(clause.span);
         rules.push((id, Rule { line, summary }));
         let src: Arc<[AtomId]> = clause

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_core::netmap::{Action, NodePolicy};
+use mesh_core::netmap::{Action, NodePolicy, PortRange};
 use mesh_core::node::NodeId;
 use mesh_core::policy::CompiledPolicy;
 use mesh_core::{Direction, Identity};
@@ -41,10 +41,10 @@ fn reachability(
     policy: &CompiledPolicy,
     differences: &mut Vec<String>,
 ) {
-    let loaded: BTreeMap<NodeId, NodePolicy> = scene
+    let loaded: BTreeMap<NodeId, Loaded> = scene
         .ids
         .values()
-        .map(|&id| (id, policy.node(id)))
+        .map(|&id| (id, Loaded::new(&policy.node(id), reach.addrs.values())))
         .collect();
     for (receiver, id) in &scene.ids {
         // A node that was not there to be asked.
@@ -101,34 +101,51 @@ fn owner(label: &str) -> Option<&str> {
     }
 }
 
-/// What a node's entries let through, as the cases write it. ICMP shows as an echo of the family.
-fn spec(loaded: &NodePolicy, remote: IpAddr, local: IpAddr, direction: Direction) -> String {
-    let identity = |address: IpAddr| {
-        loaded
-            .identities
-            .iter()
-            .filter(|(net, _)| net.contains(&address))
-            .max_by_key(|(net, _)| net.prefix_len())
-            .map_or(Identity::UNKNOWN, |(_, identity)| *identity)
-    };
-    let (remote_id, local_id) = (identity(remote), identity(local));
-    if remote_id == Identity::UNKNOWN || local_id == Identity::UNKNOWN {
-        return String::new();
+/// What a node loads, arranged for many questions.
+struct Loaded {
+    identities: BTreeMap<IpAddr, Identity>,
+    accepts: BTreeMap<(Identity, Identity, Direction), Vec<(u8, PortRange)>>,
+}
+
+impl Loaded {
+    fn new<'a>(policy: &NodePolicy, addresses: impl Iterator<Item = &'a IpAddr>) -> Self {
+        let identity = |address: &IpAddr| {
+            let holders = policy.identities.iter();
+            let holders = holders.filter(|(net, _)| net.contains(address));
+            let longest = holders.max_by_key(|(net, _)| net.prefix_len());
+            Some((*address, *longest?.1))
+        };
+        let mut accepts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (key, entry) in &policy.entries {
+            let protocol = key.proto.expect("compiled entries name their protocol");
+            if entry.action == Action::Accept {
+                let pair = (key.remote, key.local, key.direction);
+                accepts.entry(pair).or_default().push((protocol, key.ports));
+            }
+        }
+        Self {
+            identities: addresses.filter_map(identity).collect(),
+            accepts,
+        }
     }
+}
+
+/// What a node's entries let through, as the cases write it. ICMP shows as an echo of the family.
+fn spec(loaded: &Loaded, remote: IpAddr, local: IpAddr, direction: Direction) -> String {
+    let identity = |address| loaded.identities.get(&address).copied();
+    let (Some(remote_id), Some(local_id)) = (identity(remote), identity(local)) else {
+        return String::new();
+    };
+    let accepts = loaded.accepts.get(&(remote_id, local_id, direction));
     let mut by_protocol: BTreeMap<u8, BTreeSet<(u16, u16)>> = BTreeMap::new();
     let mut echo = false;
     let (icmp, request) = if remote.is_ipv4() { (1, 8) } else { (58, 128) };
-    for (key, entry) in &loaded.entries {
-        let ours = key.remote == remote_id && key.local == local_id && key.direction == direction;
-        if !ours || entry.action == Action::Deny {
-            continue;
-        }
-        let protocol = key.proto.expect("compiled entries name their protocol");
+    for (protocol, ports) in accepts.into_iter().flatten() {
         match protocol {
-            1 | 58 => echo |= protocol == icmp && key.ports.contains(request),
+            1 | 58 => echo |= *protocol == icmp && ports.contains(request),
             _ => {
-                let ranges = by_protocol.entry(protocol).or_default();
-                ranges.insert((key.ports.first, key.ports.last));
+                let ranges = by_protocol.entry(*protocol).or_default();
+                ranges.insert((ports.first, ports.last));
             }
         }
     }

@@ -3,10 +3,7 @@
 //! All become one shape, so that nothing after this file knows which spelling was used but for the
 //! checks that differ.
 
-use std::fmt;
 use std::sync::Arc;
-
-use ipnet::IpNet;
 
 use super::super::hujson::{Node, Value};
 use super::super::ports::{self, Ports, Protocol};
@@ -77,50 +74,6 @@ impl Clause {
         let named =
             |(name, values): &(Spanned<String>, Vec<String>)| (name.value.clone(), values.clone());
         self.app.iter().map(named).collect()
-    }
-
-    /// The clause on one line, the same for the same content: `accept tag:a -> tag:b:22`.
-    pub(in crate::policy) fn summary(&self) -> String {
-        let list = |items: Vec<String>| items.join(",");
-        let verb = match self.kind {
-            Kind::Deny => "deny",
-            Kind::Acl | Kind::Grant => "accept",
-        };
-        let src = list(self.src.iter().map(|src| src.value.to_string()).collect());
-        let dst = list(self.dst.iter().map(|dst| dst.value.to_string()).collect());
-        let mut summary = format!("{verb} {src} -> {dst}");
-        if !self.via.is_empty() {
-            let via = self.via.iter().map(|tag| tag.value.to_string()).collect();
-            summary.push_str(&format!(" via {}", list(via)));
-        }
-        for (name, values) in &self.app {
-            summary.push_str(&format!(" {}={}", name.value, list(values.clone())));
-        }
-        for posture in self.posture.iter().flatten() {
-            summary.push_str(&format!(" if {}", posture.value));
-        }
-        summary
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wrap = matches!(&self.selector, Selector::Prefix(IpNet::V6(_)));
-        if wrap {
-            write!(f, "[{}]", self.selector)?;
-        } else {
-            self.selector.fmt(f)?;
-        }
-        let mut separator = ":";
-        for (protocol, ports) in self.services.iter() {
-            f.write_str(separator)?;
-            if let Some(protocol) = protocol {
-                write!(f, "{}/", ports::protocol_name(*protocol))?;
-            }
-            ports.fmt(f)?;
-            separator = ",";
-        }
-        Ok(())
     }
 }
 
