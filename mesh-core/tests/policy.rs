@@ -82,7 +82,6 @@ fn every_problem_is_named_with_line_and_column() {
     let expected = [
         "p.hujson:3:16: action=\"drop\" is not supported",
         "p.hujson:3:50: dst=\"tag:b:ssh\": port range \"ssh\": invalid first integer",
-        "p.hujson:4:5: \"src\" must be specified",
         "p.hujson:4:26: unknown field: \"scr\"",
         "p.hujson:4:48: hostport must contain a colon",
     ];
@@ -93,6 +92,23 @@ fn every_problem_is_named_with_line_and_column() {
     }
     let first = problems.iter().next().unwrap();
     assert_eq!((first.line, first.offending.as_str()), (3, "\"drop\""));
+}
+
+#[test]
+fn rules_may_use_the_old_names_and_say_nothing() {
+    let mesh = roles();
+    let tags = r#""tagOwners": {"tag:node": [], "tag:operator": []}"#;
+    let rule = |rule: &str| format!("{{{tags}, {rule}}}");
+    let old =
+        r#""acls": [{"action": "accept", "users": ["tag:operator"], "ports": ["tag:node:22"]}]"#;
+    assert!(tcp(&mesh.policy(&rule(old)), &mesh, 1, 2, 22));
+    let both = r#""acls": [{"action": "accept", "users": ["*"], "src": ["*"], "dst": ["*:*"]}]"#;
+    assert!(mesh.try_policy(&rule(both)).is_err());
+    let nobody = r#""acls": [{"action": "accept", "dst": ["*:*"]}]"#;
+    assert!(!tcp(&mesh.policy(&rule(nobody)), &mesh, 1, 2, 22));
+    let deny = r#""denies": [{"dst": ["*:*"]}]"#;
+    let problems = mesh.try_policy(&rule(deny)).unwrap_err().to_string();
+    assert!(problems.contains("must be specified"), "{problems}");
 }
 
 #[test]

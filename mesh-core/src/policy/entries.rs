@@ -101,10 +101,9 @@ impl CompiledPolicy {
         let kind = &self.kinds[me.kind];
         let Loaded { entries, rules } = kind.loaded.get_or_init(|| self.load(kind)).clone();
         let table = self.table(id).into_iter();
+        let identities = table.map(|(net, class)| (net, self.classes[class].identity));
         NodePolicy {
-            identities: table
-                .map(|(net, class)| (net, self.classes[class].identity))
-                .collect(),
+            identities: identities.collect(),
             entries,
             rules,
         }

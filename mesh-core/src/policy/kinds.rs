@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
+use ipnet::IpNet;
+
 use super::bits::Bits;
 use super::classes::{Class, ClassId, Placed};
 use super::entries::{self, Loaded};
@@ -19,6 +21,8 @@ pub(super) struct Twins {
     /// Classes that something may be opened to, or from.
     pub(super) joined: Bits,
     pub(super) nodes: BTreeSet<NodeId>,
+    /// Their own addresses.
+    pub(super) addresses: Vec<(IpNet, ClassId)>,
     /// What all of them load, made when first asked for.
     pub(super) loaded: OnceLock<Loaded>,
 }
@@ -48,11 +52,14 @@ pub(super) fn twins(
     let neighbours = neighbours(classes, terms);
     let mut kinds = Vec::new();
     for (kind, (classes, twins)) in by_classes.into_iter().enumerate() {
+        let mut addresses = Vec::new();
         for id in &twins {
             if let Some(placed) = nodes.get_mut(id) {
                 placed.kind = kind;
+                addresses.extend(placed.addresses);
             }
         }
+        addresses.sort_unstable();
         let mut joined = Bits::default();
         for class in &classes {
             joined.union(&neighbours[*class]);
@@ -61,6 +68,7 @@ pub(super) fn twins(
             classes,
             joined,
             nodes: twins,
+            addresses,
             loaded: OnceLock::new(),
         });
     }

@@ -95,10 +95,16 @@ impl CompiledPolicy {
 
     /// Who stands behind which address, as a node is told it: longest prefix wins.
     pub(super) fn table(&self, viewer: NodeId) -> BTreeMap<IpNet, ClassId> {
-        let mut table = self.behind(viewer);
-        for id in self.peers(viewer).into_iter().chain([viewer]) {
-            let addresses = self.nodes.get(&id).map(|placed| placed.addresses);
-            table.extend(addresses.into_iter().flatten());
+        let Some(me) = self.nodes.get(&viewer) else {
+            return BTreeMap::new();
+        };
+        let mine = &self.kinds[me.kind];
+        let visible = self.kinds.iter().filter(|theirs| mine.sees(theirs));
+        let own = visible.flat_map(|theirs| &theirs.addresses);
+        // Made in one go: a map that grows one by one costs several times as much.
+        let mut table: BTreeMap<IpNet, ClassId> = own.chain(&me.addresses).copied().collect();
+        for (net, class) in self.behind(viewer) {
+            table.entry(net).or_insert(class);
         }
         table
     }

@@ -45,6 +45,23 @@ impl<'a> Fields<'a> {
         found
     }
 
+    /// A member that has two names; both at once is complained of.
+    pub(super) fn take_either(
+        &mut self,
+        name: &str,
+        old: &str,
+        complaints: &mut Complaints,
+    ) -> Option<&'a Node> {
+        match (self.take(name, complaints), self.take(old, complaints)) {
+            (Some(_), Some(both)) => {
+                let message = format!("{old:?} is the old name of {name:?}: merge the two");
+                complaints.add(both.span, message);
+                None
+            }
+            (new, old) => new.or(old),
+        }
+    }
+
     /// Drops members whose names start with `#`, which ACL entries may carry as remarks.
     pub(super) fn drop_remarks(&mut self) {
         self.members

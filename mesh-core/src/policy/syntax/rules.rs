@@ -131,11 +131,26 @@ fn by_ports(mut fields: Fields<'_>, kind: Kind, complaints: &mut Complaints) -> 
                 None
             }
         });
-    let src = sources(&mut fields, complaints);
-    let dst = fields.take("dst", complaints);
-    if dst.is_none() {
-        complaints.add(span, "\"dst\" must be specified: a list of \"HOST:PORTS\"");
+    let (src, dst) = match kind {
+        Kind::Deny => (
+            fields.take("src", complaints),
+            fields.take("dst", complaints),
+        ),
+        // The hosted service still reads the names that the two had at first.
+        Kind::Acl | Kind::Grant => (
+            fields.take_either("src", "users", complaints),
+            fields.take_either("dst", "ports", complaints),
+        ),
+    };
+    // As in the reference, an accept of nothing is no mistake. A deny of nothing would be one that
+    // lets everything through.
+    if kind == Kind::Deny && (src.is_none() || dst.is_none()) {
+        complaints.add(
+            span,
+            "\"src\" and \"dst\" must be specified: lists of selectors and of \"HOST:PORTS\"",
+        );
     }
+    let src = decode::parsed(src, "\"src\"", complaints, Selector::parse);
     let targets = decode::parsed(dst, "\"dst\"", complaints, selector::parse_destination);
     let mut dst = Vec::new();
     for Spanned {
@@ -188,11 +203,9 @@ pub(super) fn grants(node: &Node, complaints: &mut Complaints) -> Vec<Clause> {
 
 fn grant(node: &Node, complaints: &mut Complaints) -> Option<Clause> {
     let mut fields = Fields::of(node, "an entry of \"grants\"", complaints)?;
-    let src = sources(&mut fields, complaints);
+    let src = fields.take("src", complaints);
+    let src = decode::parsed(src, "\"src\"", complaints, Selector::parse);
     let dst = fields.take("dst", complaints);
-    if dst.is_none() {
-        complaints.add(node.span, "\"dst\" must be specified: a list of selectors");
-    }
     let selectors = decode::parsed(dst, "\"dst\"", complaints, Selector::parse);
     let ip = fields.take("ip", complaints);
     let services = decode::parsed(ip, "\"ip\"", complaints, ports::parse_grant_item);
@@ -244,15 +257,6 @@ fn grant(node: &Node, complaints: &mut Complaints) -> Option<Clause> {
         via,
         posture,
     })
-}
-
-fn sources(fields: &mut Fields<'_>, complaints: &mut Complaints) -> Vec<Spanned<Selector>> {
-    let span = fields.span;
-    let src = fields.take("src", complaints);
-    if src.is_none() {
-        complaints.add(span, "\"src\" must be specified: a list of selectors");
-    }
-    decode::parsed(src, "\"src\"", complaints, Selector::parse)
 }
 
 fn postures(fields: &mut Fields<'_>, complaints: &mut Complaints) -> Option<Vec<Spanned<String>>> {
