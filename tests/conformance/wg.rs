@@ -10,14 +10,15 @@
 //! test holds it like any value.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_agent::net::Net;
-use mesh_agent::wg::{Backend, Choice, OpenOptions};
+use mesh_agent::wg::{Backend, Choice, Filter, OpenOptions};
 use mesh_core::key::{NodeKey, NodePublic};
 use mesh_core::routes::{self, FWMARK, TABLE};
 use mesh_core::wireguard::{DeviceConfig, DeviceStatus, PeerConfig, PeerStatus, reconcile};
@@ -109,7 +110,11 @@ impl<'h> Node<'h> {
     }
 
     fn with_backend(host: &'h Host, id: u8, choice: Choice) -> Self {
-        let node = Self::down(host, id, choice);
+        Self::with_filter(host, id, choice, None)
+    }
+
+    fn with_filter(host: &'h Host, id: u8, choice: Choice, filter: Option<Filter>) -> Self {
+        let node = Self::down(host, id, choice, filter);
         node.apply();
         node.apply_routes();
         node
@@ -117,7 +122,7 @@ impl<'h> Node<'h> {
 
     /// On a host without IPv6, where a part of the routes cannot stand.
     fn new_v4(host: &'h Host, id: u8) -> Self {
-        let node = Self::down(host, id, choice());
+        let node = Self::down(host, id, choice(), None);
         node.apply();
         let interface = node.backend.interface();
         let applied = host.inside(|| runtime().block_on(node.net.apply(&interface, &node.routes)));
@@ -125,13 +130,13 @@ impl<'h> Node<'h> {
         node
     }
 
-    fn down(host: &'h Host, id: u8, choice: Choice) -> Self {
+    fn down(host: &'h Host, id: u8, choice: Choice, filter: Option<Filter>) -> Self {
         let id = Id(id);
         let options = OpenOptions {
             name: INTERFACE.to_owned(),
             mtu: 1280,
             fwmark: FWMARK,
-            filter: None,
+            filter,
             uapi_dir: Some(host.path("/run/wireguard")),
         };
         let (backend, net) = host
@@ -248,6 +253,34 @@ fn pair<'h>(a: &'h Host, b: &'h Host) -> (Node<'h>, Node<'h>) {
     left.peer(right.id, Some(right.endpoint()));
     right.peer(left.id, None);
     (left, right)
+}
+
+/// Bytes of a bulk transfer: several hundred of the largest packets that TCP hands out.
+const BULK: usize = 16 << 20;
+
+/// Sends a stream of known bytes and compares what arrives.
+#[track_caller]
+fn assert_carries(from: &Host, to: &Host, address: IpAddr) {
+    let byte = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
+    let listener = to.inside(|| TcpListener::bind((address, 0)).unwrap());
+    let listener = listener.unwrap();
+    let to = listener.local_addr().unwrap();
+    let received = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut received = Vec::with_capacity(BULK);
+        stream.read_to_end(&mut received).unwrap();
+        received
+    });
+    from.inside(|| {
+        let mut stream = TcpStream::connect_timeout(&to, mesh_tests::scaled(SOON)).unwrap();
+        let bytes: Vec<u8> = (0..BULK).map(byte).collect();
+        stream.write_all(&bytes).unwrap();
+    })
+    .unwrap();
+    let received = received.join().unwrap();
+    assert_eq!(received.len(), BULK);
+    let wrong = received.iter().enumerate().find(|(at, b)| byte(*at) != **b);
+    assert_eq!(wrong, None);
 }
 
 /// Whether a program is installed.

@@ -88,6 +88,8 @@ fn wireguard_go_answers_our_handshake() {
     for to in [ours.id.v4(), ours.id.v6()] {
         assert_reaches(&b, to);
     }
+    assert_carries(&a, &b, theirs.id.v4());
+    assert_carries(&b, &a, ours.id.v6());
 }
 
 #[test]

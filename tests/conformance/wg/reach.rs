@@ -1,6 +1,12 @@
 //! What a tunnel is for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
+use mesh_agent::wg::Judgement;
+use mesh_core::Direction;
+use mesh_tests::probe::Echo;
 
 #[test]
 fn two_devices_reach_each_other_over_ipv4_and_ipv6() {
@@ -71,4 +77,59 @@ fn a_new_key_of_the_device_needs_no_new_peers() {
     right.config.peers.insert(left.config.key.public(), peer);
     right.apply();
     assert_reaches(&a, right.id.v4());
+}
+
+#[test]
+fn a_bulk_transfer_arrives_byte_for_byte() {
+    let lab = lab();
+    let (a, b) = (lab.host("a").unwrap(), lab.host("b").unwrap());
+    let (left, right) = pair(&a, &b);
+    for (from, to, address) in [
+        (&a, &b, right.id.v4()),
+        (&b, &a, left.id.v6()),
+        (&a, &b, right.id.v6()),
+    ] {
+        assert_carries(from, to, address);
+    }
+}
+
+/// The destination port of a UDP packet over IPv4.
+fn udp_port(packet: &[u8]) -> Option<u16> {
+    let is_udp = *packet.get(9)? == 17;
+    let port = packet.get(22..24)?.try_into().ok()?;
+    is_udp.then(|| u16::from_be_bytes(port))
+}
+
+/// The kernel's device has no filter in process: BPF programs hang on it.
+#[test]
+fn a_filter_judges_every_packet_both_ways() {
+    let lab = lab();
+    let (a, b) = (lab.host("a").unwrap(), lab.host("b").unwrap());
+    let longest = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&longest);
+    let filter = Filter::new(move |direction, packet| {
+        seen.fetch_max(packet.len(), Ordering::Relaxed);
+        match (direction, udp_port(packet)) {
+            (Direction::Egress, Some(1001)) | (Direction::Ingress, Some(1002)) => Judgement::Drop,
+            _ => Judgement::Pass,
+        }
+    });
+    let mut left = Node::with_filter(&a, 1, Choice::Userspace, Some(filter));
+    let mut right = Node::new(&b, 2);
+    left.peer(right.id, Some(right.endpoint()));
+    right.peer(left.id, Some(left.endpoint()));
+    let ports = [1000, 1001, 1002].map(Kind::Udp);
+    let _echoes = [&a, &b].map(|host| Echo::start(host, &ports).unwrap());
+    let reached = |from, to| {
+        ports.map(|kind| {
+            let probe = Probe { from, to, kind };
+            let limit = if kind == ports[0] { SOON } else { NEVER };
+            probe.ask(mesh_tests::scaled(limit)).unwrap().is_some()
+        })
+    };
+    assert_eq!(reached(&a, right.id.v4()), [true, false, true], "egress");
+    assert_eq!(reached(&b, left.id.v4()), [true, true, false], "ingress");
+    assert_carries(&a, &b, right.id.v4());
+    assert_carries(&b, &a, left.id.v4());
+    assert_eq!(longest.load(Ordering::Relaxed), 1280, "judged one by one");
 }
