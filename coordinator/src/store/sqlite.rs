@@ -6,31 +6,35 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::node::{Epoch, Generation, MeshId, NodeId, UnixTime};
+use mesh_core::node::{Epoch, MeshId, NodeId, UnixTime};
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
-    SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _, Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::rows::{self, Columns, Instance, Sum, Table, Value};
+use super::rows::{self, Instance, Sum, Table, Value};
 use super::{Batch, Founding, Loaded, OpenError, StoreError, Write};
-use crate::state_dir::{StateDir, digest, sync_directory};
+use crate::state_dir::{StateDir, sync_directory};
+
+mod files;
+mod read;
+
+pub(super) use files::side_file;
+use files::{check_header, check_seal, exists, finish_rename, remove_database, show};
+use read::{Contents, read};
 
 /// "mesh", at offset 68 of every file of ours (<https://www.sqlite.org/fileformat.html>).
-pub(super) const APPLICATION_ID: u32 = 0x6d65_7368;
+const APPLICATION_ID: u32 = 0x6d65_7368;
 /// How long a write waits for somebody else's lock (a backup tool, a curious sqlite3).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Below this, a failed write is put down to the full disk.
 const NO_SPACE: u64 = 64 * 1024;
 
-pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// An open database, verified, with the sum of every row that it holds.
 #[derive(Debug)]
@@ -289,6 +293,20 @@ impl Sqlite {
         let closed = self.connection.close().await;
         closed.map_err(|error| StoreError::Failed(error.to_string()))
     }
+
+    /// Lets the file grow by `pages` pages and no further, as a full disk would.
+    #[cfg(test)]
+    pub(crate) async fn allow_pages(&mut self, pages: u32) {
+        let count: u32 = sqlx::query_scalar("PRAGMA page_count")
+            .fetch_one(&mut self.connection)
+            .await
+            .unwrap();
+        let limit = format!("PRAGMA max_page_count = {}", count + pages);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(limit))
+            .execute(&mut self.connection)
+            .await
+            .unwrap();
+    }
 }
 
 enum Failure {
@@ -341,106 +359,7 @@ fn steps(writes: &[Write], stored: &Sums) -> Vec<Step> {
     steps
 }
 
-// === reading ===
-
-struct Contents {
-    instance: Instance,
-    sums: Sums,
-    loaded: Loaded,
-}
-
-/// Reads every row that feeds the world; any that does not carry its own sum fails the whole.
-async fn read(connection: &mut SqliteConnection, path: &Path) -> Result<Contents, StoreError> {
-    let select = "SELECT id, mesh, domain, pool_v4, pool_v6, coordinator, created, epoch, \
-                  generation, next_id, root, sum FROM instance NOT INDEXED";
-    let found = sqlx::query(select).fetch_all(&mut *connection).await;
-    let found = found.map_err(|error| failed(path, error))?;
-    let [row] = found.as_slice() else {
-        return Err(damaged("the instance row is missing"));
-    };
-    let (values, _) = checked("instance", rows::INSTANCE_COLUMNS, row)?;
-    let instance =
-        rows::read_instance(&mut Columns::new(values)).map_err(|e| unreadable("instance", e))?;
-
-    let mut tables = Tables {
-        connection,
-        path,
-        sums: BTreeMap::new(),
-    };
-    let users = tables.read(&rows::USER, rows::read_user).await?;
-    let nodes = tables.read(&rows::NODE, rows::read_node).await?;
-    let keys = tables.read(&rows::KEY, rows::read_key).await?;
-    let policies = tables.read(&rows::POLICY, rows::read_policy).await?;
-    let sums = tables.sums;
-    let mut root = Sum::default();
-    for sum in sums.values() {
-        rows::toggle(&mut root, sum);
-    }
-    if root != instance.root {
-        return Err(damaged("rows are missing, doubled or from another time"));
-    }
-
-    let seen: Vec<(i64, i64)> = sqlx::query_as("SELECT node, at FROM last_seen NOT INDEXED")
-        .fetch_all(connection)
-        .await
-        .map_err(|error| failed(path, error))?;
-    let seen = seen.into_iter().filter_map(|(node, at)| {
-        let (node, at) = (node.try_into().ok()?, at.try_into().ok()?);
-        Some((NodeId(node), UnixTime(at)))
-    });
-    let loaded = Loaded {
-        mesh: instance.mesh.clone(),
-        coordinator: instance.coordinator,
-        epoch: Epoch(instance.epoch),
-        generation: Generation(instance.generation),
-        next_id: instance.next_id,
-        users: by_id(users, |user| user.id),
-        nodes: by_id(nodes, |node| node.id),
-        keys: by_id(keys, |key| key.id),
-        policy: policies
-            .into_iter()
-            .max_by_key(|policy| policy.version)
-            .map(Arc::new),
-        last_seen: seen.collect(),
-    };
-    Ok(Contents {
-        instance,
-        sums,
-        loaded,
-    })
-}
-
-struct Tables<'a> {
-    connection: &'a mut SqliteConnection,
-    path: &'a Path,
-    sums: Sums,
-}
-
-impl Tables<'_> {
-    async fn read<T>(
-        &mut self,
-        table: &Table,
-        read: fn(&mut Columns) -> Result<T, rows::Unreadable>,
-    ) -> Result<Vec<T>, StoreError> {
-        let found = sqlx::query(table.select)
-            .fetch_all(&mut *self.connection)
-            .await;
-        let found = found.map_err(|error| failed(self.path, error))?;
-        let mut items = Vec::with_capacity(found.len());
-        for row in &found {
-            let (values, sum) = checked(table.name, table.columns, row)?;
-            let Some(Value::Int(id)) = values.first() else {
-                return Err(damaged("a row has no id"));
-            };
-            self.sums.insert((table.name, *id), sum);
-            let item = read(&mut Columns::new(values)).map_err(|e| unreadable(table.name, e))?;
-            items.push(item);
-        }
-        Ok(items)
-    }
-}
-
-// === files ===
+// === making ===
 
 /// Makes the database of a new mesh beside its place, and moves it there when it is whole. The
 /// marker comes in between: from then on this directory is never taken for new again.
@@ -489,7 +408,7 @@ async fn create(state: &StateDir, founding: Founding) -> Result<(), OpenError> {
 }
 
 /// Writes the instance row anew.
-pub(super) async fn put_instance(
+async fn put_instance(
     connection: &mut SqliteConnection,
     instance: &Instance,
 ) -> Result<(), sqlx::Error> {
@@ -503,103 +422,6 @@ pub(super) async fn put_instance(
         .execute(connection)
         .await
         .map(drop)
-}
-
-/// A start or a restore that died between its marker and its rename left a whole file: take it.
-/// Without a marker, or beside a database, it is the rest of an attempt that never counted.
-fn finish_rename(state: &StateDir, marker: Option<MeshId>) -> Result<(), OpenError> {
-    let (new, path) = (state.database_new(), state.database());
-    if !exists(&new)? {
-        return Ok(());
-    }
-    if marker.is_some() && !exists(&path)? {
-        remove_side_files(&path)?;
-        fs::rename(&new, &path).map_err(|error| OpenError::StateDir(error.into()))
-    } else {
-        remove_database(&new)
-    }
-}
-
-fn remove_database(path: &Path) -> Result<(), OpenError> {
-    remove(path)?;
-    remove_side_files(path)
-}
-
-/// A write-ahead log belongs to one file only; beside another it could be taken for its own.
-pub(super) fn remove_side_files(path: &Path) -> Result<(), OpenError> {
-    for suffix in ["-wal", "-shm", "-journal"] {
-        remove(&side_file(path, suffix))?;
-    }
-    Ok(())
-}
-
-pub(super) fn side_file(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-fn remove(path: &Path) -> Result<(), OpenError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(OpenError::StateDir(error.into()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn exists(path: &Path) -> Result<bool, OpenError> {
-    // A link to nowhere exists too: somebody put it there.
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(OpenError::StateDir(error.into())),
-    }
-}
-
-/// Looks at the bytes before SQLite may touch them.
-fn check_header(path: &Path) -> Result<(), OpenError> {
-    let mut header = [0; 100];
-    let io = |error: std::io::Error| OpenError::StateDir(error.into());
-    let mut file = fs::File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
-    let read = file.read_exact(&mut header);
-    // The page size is 1 for 65,536, which does not fit.
-    let page = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
-        1 => 65_536,
-        page => page,
-    };
-    let what = if read.is_err() {
-        "it is shorter than a database's header"
-    } else if &header[..16] != b"SQLite format 3\0" {
-        "it is not an SQLite file"
-    } else if header[68..72] != APPLICATION_ID.to_be_bytes() {
-        "its header is not one of ours"
-    } else if page == 0 || (length % page != 0 && log_length(path) == 0) {
-        "it ends in the middle of a page"
-    } else {
-        return Ok(());
-    };
-    Err(OpenError::Damaged {
-        path: show(path),
-        what: what.to_owned(),
-    })
-}
-
-fn log_length(path: &Path) -> u64 {
-    fs::metadata(side_file(path, "-wal")).map_or(0, |log| log.len())
-}
-
-/// A database that was closed in good order is what it was, to the last bit, and has no log.
-fn check_seal(path: &Path, seal: &[u8; 32]) -> Result<(), OpenError> {
-    let now = digest(path).map_err(|error| OpenError::StateDir(error.into()))?;
-    if now == *seal && log_length(path) == 0 {
-        return Ok(());
-    }
-    Err(OpenError::Damaged {
-        path: show(path),
-        what: "it changed after the coordinator had closed it".to_owned(),
-    })
 }
 
 async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
@@ -618,8 +440,6 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
         .await
 }
 
-// === values ===
-
 type Query = sqlx::query::Query<'static, sqlx::Sqlite, SqliteArguments>;
 
 fn bind(query: Query, value: Value) -> Query {
@@ -631,52 +451,10 @@ fn bind(query: Query, value: Value) -> Query {
     }
 }
 
-/// The first `columns` values of a row, if the sum behind them is theirs.
-fn checked(table: &str, columns: usize, row: &SqliteRow) -> Result<(Vec<Value>, Sum), StoreError> {
-    let broken = || damaged(&format!("a row of {table} does not have its own checksum"));
-    let values: Option<Vec<Value>> = (0..columns).map(|n| value(row, n)).collect();
-    let values = values.ok_or_else(broken)?;
-    let sum = rows::sum(table, &values);
-    match value(row, columns) {
-        Some(Value::Blob(stored)) if stored == sum => Ok((values, sum)),
-        _ => Err(broken()),
-    }
-}
-
-fn value(row: &SqliteRow, index: usize) -> Option<Value> {
-    let raw = row.try_get_raw(index).ok()?;
-    if raw.is_null() {
-        return Some(Value::Null);
-    }
-    match raw.type_info().name() {
-        "INTEGER" => row.try_get(index).map(Value::Int).ok(),
-        "TEXT" => row.try_get(index).map(Value::Text).ok(),
-        "BLOB" => row.try_get(index).map(Value::Blob).ok(),
-        _ => None,
-    }
-}
-
-fn by_id<K: Ord, T>(items: Vec<T>, id: impl Fn(&T) -> K) -> BTreeMap<K, Arc<T>> {
-    let keyed = items.into_iter().map(|item| (id(&item), Arc::new(item)));
-    keyed.collect()
-}
-
-fn damaged(what: &str) -> StoreError {
-    StoreError::Damaged(what.to_owned())
-}
-
-fn unreadable(table: &str, column: rows::Unreadable) -> StoreError {
-    StoreError::Damaged(format!("column {} of {table} is unreadable", column.0))
-}
-
 /// The primary result code (<https://www.sqlite.org/rescode.html>).
 fn code(error: &sqlx::Error) -> Option<u32> {
     let extended: u32 = error.as_database_error()?.code()?.parse().ok()?;
     Some(extended & 0xff)
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// Names the failure; a failed write on a disk without space is the disk's fault.
