@@ -273,7 +273,7 @@ async fn serve_nodes(
     channels: ReceiverStream<io::Result<crate::listener::Channel>>,
     shutdown: CancellationToken,
 ) {
-    // Figures against floods: docs/security.md, "HTTP/2".
+    // Against floods of resets, headers and silence (CVE-2023-44487, RUSTSEC-2024-0003, -0332).
     let served = Server::builder()
         .max_concurrent_streams(STREAMS)
         .http2_max_pending_accept_reset_streams(Some(20))

@@ -70,8 +70,11 @@ impl Listener {
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
+                    // One line in a hundred: a lack of descriptors repeats itself.
+                    if self.metrics.accept_errors.value().is_multiple_of(100) {
+                        warn!(%error, "accept a connection");
+                    }
                     self.metrics.accept_errors.add(1);
-                    warn!(%error, "accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::Code;
 
-use crate::support::{Agent, Coordinator};
+use crate::support::{Agent, Coordinator, PATIENCE, Process};
 
 /// Things that no client of ours says.
 fn rubbish() -> Vec<Vec<u8>> {
@@ -174,4 +174,30 @@ async fn half_open_connections_do_not_keep_others_out() {
         "{:?}",
         begin.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_outlives_a_lack_of_file_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start_with(dir.path(), Some(40)).await;
+    let join = process.join().await;
+    let mut flood = Vec::new();
+    for _ in 0..100 {
+        flood.push(
+            TcpStream::connect((join.host.as_str(), join.port))
+                .await
+                .unwrap(),
+        );
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(flood);
+    let served = async {
+        // Until the descriptors are back, a connection may be closed in our face.
+        while Agent::make().channel(&join).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Agent::make().connect(&join).await
+    };
+    let link = tokio::time::timeout(PATIENCE, served).await.unwrap();
+    assert_eq!(link.node_id, None);
 }

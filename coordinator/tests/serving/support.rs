@@ -381,8 +381,16 @@ pub struct Process {
 
 impl Process {
     pub async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, None).await
+    }
+
+    /// With so many file descriptors at most.
+    pub async fn start_with(dir: &Path, descriptors: Option<u32>) -> Self {
         let socket = dir.join("admin.sock");
-        let child = std::process::Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
+        let limit = descriptors.map_or_else(String::new, |limit| format!("ulimit -n {limit}; "));
+        let child = std::process::Command::new("sh")
+            .args(["-c", &format!("{limit}exec \"$@\""), "sh"])
+            .arg(env!("CARGO_BIN_EXE_mesh-coordinator"))
             .args([
                 "serve",
                 "--listen",
