@@ -85,7 +85,9 @@ fn ask(to: IpAddr, kind: Kind, limit: Duration) -> Result<Option<Duration>> {
     let deadline = begun + limit;
     let answered = match kind {
         Kind::Icmp => {
-            let socket = icmp::Socket::to(to)?;
+            let Some(socket) = open(deadline, || icmp::Socket::to(to)) else {
+                return Ok(None);
+            };
             (0..)
                 .take_while(|_| Instant::now() < deadline)
                 .any(|number| {
@@ -94,7 +96,9 @@ fn ask(to: IpAddr, kind: Kind, limit: Duration) -> Result<Option<Duration>> {
                 })
         }
         Kind::Udp(port) => {
-            let socket = udp(to, port)?;
+            let Some(socket) = open(deadline, || udp(to, port)) else {
+                return Ok(None);
+            };
             let mut answer = [0; 4];
             (0_u32..)
                 .take_while(|_| Instant::now() < deadline)
@@ -110,7 +114,7 @@ fn ask(to: IpAddr, kind: Kind, limit: Duration) -> Result<Option<Duration>> {
             std::iter::from_fn(|| (Instant::now() < deadline).then_some(())).any(|()| {
                 let connected = TcpStream::connect_timeout(&to, RETRY);
                 if connected.is_err() {
-                    std::thread::sleep(Duration::from_millis(20));
+                    std::thread::sleep(PAUSE);
                 }
                 connected.is_ok()
             })
@@ -118,6 +122,19 @@ fn ask(to: IpAddr, kind: Kind, limit: Duration) -> Result<Option<Duration>> {
     };
     Ok(answered.then(|| begun.elapsed()))
 }
+
+/// A socket, as soon as there is a way to its other end.
+fn open<T>(deadline: Instant, make: impl Fn() -> Result<T>) -> Option<T> {
+    loop {
+        match make() {
+            Ok(socket) => return Some(socket),
+            Err(_) if Instant::now() >= deadline => return None,
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A probe asks so often.
 const RETRY: Duration = Duration::from_millis(200);

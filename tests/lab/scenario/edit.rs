@@ -52,7 +52,7 @@ fn cut(mesh: &mut Mesh, policy: &str, check: &mut Check) -> Result<Duration> {
     check.that(
         "an edit that closes cuts running flows within a second",
         || {
-            let kinds = [Kind::Icmp, Kind::Tcp(22), Kind::Udp(53)];
+            let kinds = [Kind::Icmp, Kind::Tcp(22), Kind::Udp(9000)];
             let (from, to) = (mesh.node("developer"), mesh.node("sandbox"));
             let _echo = Echo::start(&to.host, &kinds)?;
             let mut flows = Vec::new();

@@ -1,7 +1,7 @@
 //! A node that writes another node's address into its packets.
 //!
 //! ```text
-//!   sandbox ── from: operator's address, UDP 53 ──► node        operator may, sandbox may not
+//!   sandbox ── from: operator's address, UDP 9000 ──► node        operator may, sandbox may not
 //! ```
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -15,7 +15,7 @@ use crate::scaled;
 
 use super::Check;
 
-const PORT: u16 = 53;
+const PORT: u16 = 9000;
 const ROUNDS: usize = 20;
 
 /// Opens the port to the operator alone, and lets the sandbox pretend.
@@ -23,7 +23,7 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
     let policy = mesh.coordinator.policy()?;
     let open = policy.replacen(
         "\"acls\": [",
-        "\"acls\": [{\"action\": \"accept\", \"proto\": \"udp\", \"src\": [\"tag:operator\"], \"dst\": [\"tag:node:53\"]},",
+        "\"acls\": [{\"action\": \"accept\", \"proto\": \"udp\", \"src\": [\"tag:operator\"], \"dst\": [\"tag:node:9000\"]},",
         1,
     );
     mesh.coordinator.set_policy(&open)?;

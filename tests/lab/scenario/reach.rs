@@ -18,7 +18,7 @@ use crate::scaled;
 use super::Check;
 
 /// Everything that is asked of each pair.
-pub const KINDS: [Kind; 4] = [Kind::Icmp, Kind::Tcp(22), Kind::Tcp(443), Kind::Udp(53)];
+pub const KINDS: [Kind; 4] = [Kind::Icmp, Kind::Tcp(22), Kind::Tcp(443), Kind::Udp(9000)];
 
 /// What the example policy opens, by TCP.
 const OPEN: [(&str, &str, u16); 5] = [
