@@ -144,7 +144,9 @@ impl Family {
 fn json(host: &Host, program: &str, arguments: &[&str]) -> Result<Value> {
     let mut command = host.command(User::Root, program);
     command.args(arguments).arg("--json");
-    let line = format!("{program} {}", arguments.join(" "));
+    // Without values: one of them may be a secret.
+    let words: Vec<_> = arguments.iter().take(2).copied().collect();
+    let line = format!("{program} {} on {}", words.join(" "), host.name());
     let text = crate::host::output(command).with_context(|| line.clone())?;
     if text.trim().is_empty() {
         return Ok(Value::Null);

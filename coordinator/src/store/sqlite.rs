@@ -163,6 +163,7 @@ impl Sqlite {
         instance.next_id = batch.next_id;
         let mut sums = BTreeMap::new();
         let result = self.write(batch, &mut instance, &mut sums).await;
+        let result = self.end(result).await;
         result.map_err(|error| match error {
             Failure::Conflict => StoreError::Conflict,
             Failure::Sql(error) => failed(&self.path, error),
@@ -184,7 +185,7 @@ impl Sqlite {
         instance: &mut Instance,
         sums: &mut BTreeMap<(&'static str, i64), Option<Sum>>,
     ) -> Result<(), Failure> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        self.begin().await?;
         for Step { table, id, values } in steps(&batch.writes, &self.sums) {
             let row = (table.name, id);
             let before = match sums.get(&row) {
@@ -205,7 +206,7 @@ impl Sqlite {
                     .fold(sqlx::query(table.put), bind),
                 _ => bind(sqlx::query(table.delete), Value::Int(id)),
             };
-            query.execute(&mut *tx).await?;
+            query.execute(&mut self.connection).await?;
             sums.insert(row, after);
         }
         // The guard makes this transaction the only one that follows `from`: another writer's
@@ -226,13 +227,37 @@ impl Sqlite {
         let moved = values
             .into_iter()
             .fold(query, bind)
-            .execute(&mut *tx)
+            .execute(&mut self.connection)
             .await?;
         if moved.rows_affected() != 1 {
             return Err(Failure::Conflict);
         }
-        tx.commit().await?;
         Ok(())
+    }
+
+    /// Our own transactions, because SQLite ends one by itself on some errors, a full disk first
+    /// among them. sqlx then fails to roll back, counts on as if the transaction stood, and the
+    /// next probe would "succeed" inside nothing. <https://www.sqlite.org/lang_transaction.html>
+    async fn begin(&mut self) -> Result<(), sqlx::Error> {
+        let begun = sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection);
+        begun.await.map(drop)
+    }
+
+    /// Commits what went well and undoes what did not, so that no transaction stays open.
+    async fn end<E: From<sqlx::Error>>(&mut self, result: Result<(), E>) -> Result<(), E> {
+        let committed = match result {
+            Ok(()) => sqlx::query("COMMIT")
+                .execute(&mut self.connection)
+                .await
+                .map(drop)
+                .map_err(E::from),
+            Err(error) => Err(error),
+        };
+        if committed.is_err() {
+            // Fails where SQLite has done it already.
+            drop(sqlx::query("ROLLBACK").execute(&mut self.connection).await);
+        }
+        committed
     }
 
     pub(super) async fn note_seen(
@@ -240,18 +265,19 @@ impl Sqlite {
         seen: &[(NodeId, UnixTime)],
     ) -> Result<(), StoreError> {
         let result: Result<(), sqlx::Error> = async {
-            let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+            self.begin().await?;
             for (node, at) in seen {
                 // A node that was deleted meanwhile is passed over.
                 let query = sqlx::query(
                     "INSERT OR REPLACE INTO last_seen SELECT id, ? FROM node WHERE id = ?",
                 );
                 let query = bind(bind(query, rows::int(at.0)), rows::int(node.0));
-                query.execute(&mut *tx).await?;
+                query.execute(&mut self.connection).await?;
             }
-            tx.commit().await
+            Ok(())
         }
         .await;
+        let result = self.end(result).await;
         result.map_err(|error| failed(&self.path, error))
     }
 

@@ -100,7 +100,7 @@ fn refusal(mesh: &Mesh, policy: &str, check: &mut Check) -> Result<()> {
             let generation = mesh.coordinator.generation()?;
             let broken = policy.replacen("tag:operator\"]", "tag:nobody\"]", 1);
             let failing = policy.replacen("tag:node:22,6443,10250", "tag:node:23", 1);
-            let garbled = policy.replacen('[', "{", 1);
+            let garbled = policy.replacen("\"acls\": [", "\"acls\": {", 1);
             for (bad, what) in [
                 (&*broken, "an unknown tag"),
                 (&*failing, "a failing test"),
