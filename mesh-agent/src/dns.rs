@@ -11,9 +11,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::dns::{Config, Zone};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::info;
 
 pub mod forward;
@@ -27,6 +29,10 @@ use forward::{Forwarder, usable_upstreams};
 use protocol::{Mode, Setting};
 use server::{Server, Shared};
 use system::System;
+
+/// How long a DHCP client that rewrites resolv.conf keeps the mesh's names away. To look costs the
+/// helper one read of the file.
+const RECHECK: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -129,7 +135,17 @@ impl Actuator {
             }
         };
         // First whom to ask, then to be asked: no query falls between the two.
-        learn(&system.status().await?);
+        match system.status().await {
+            Ok(report) => learn(&report),
+            Err(error) => {
+                // Who asks us by themselves, as `dig @` does, is served without the helper too.
+                let servers = usable_upstreams(system::host_servers(), is_mesh);
+                if self.options.upstreams.is_none() && running.upstreams.borrow().is_empty() {
+                    running.set_upstreams(servers);
+                }
+                return Err(error);
+            }
+        }
         let report = system
             .set(&setting(&self.options.interface, desired)?)
             .await?;
@@ -142,12 +158,14 @@ impl Actuator {
     }
 
     /// Returns when what was applied may hold no more: the helper went away, and took the
-    /// configuration back. Apply again then.
+    /// configuration back; or so much time has passed that somebody else may have written theirs.
+    /// Apply again then.
     pub async fn disturbed(&mut self) {
         match &mut self.system {
             Some(system) => {
-                system.lost().await;
-                self.mode = Mode::None;
+                if timeout(RECHECK, system.lost()).await.is_ok() {
+                    self.mode = Mode::None;
+                }
             }
             None => std::future::pending().await,
         }

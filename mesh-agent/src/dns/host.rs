@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail};
 
 use super::protocol::{Mode, Report, Setting, ZoneName};
 use super::resolv_conf::{MARKER, RESOLVED_STUB, ResolvConf};
+use super::system::interface_index;
 
 /// What systemd-resolved asks itself, for programs that want to go round its stub.
 const RESOLVED_UPSTREAMS: &str = "/run/systemd/resolve/resolv.conf";
@@ -67,7 +68,7 @@ impl Host {
             (Some(Record::Resolved { interface }), Manager::Resolved)
                 if interface == setting.interface.as_str() =>
             {
-                set_by_resolvectl(setting)?;
+                self.set_resolved(setting)?;
             }
             (Some(Record::Resolvconf { source }), Manager::Resolvconf(program))
                 if source.ends_with(setting.interface.as_str()) =>
@@ -139,7 +140,7 @@ impl Host {
             Manager::Resolved => {
                 let interface = setting.interface.as_str().to_owned();
                 self.put_record(&Record::Resolved { interface })?;
-                set_by_resolvectl(setting)
+                self.set_resolved(setting)
             }
             Manager::Resolvconf(program) => {
                 let source = format!("{}{}", source_prefix(), setting.interface.as_str());
@@ -154,6 +155,24 @@ impl Host {
             }
             Manager::File => self.set_file(setting),
         }
+    }
+
+    /// Tells systemd-resolved, unless it was told just this of just this device. It remembers by
+    /// the device's number, over its own restarts too, and forgets when the device goes.
+    fn set_resolved(&self, setting: &Setting) -> anyhow::Result<()> {
+        let name = setting.interface.as_str();
+        let index = interface_index(name).with_context(|| format!("look for {name}"))?;
+        let calls = resolvectl_calls(setting);
+        let words: Vec<String> = calls.iter().map(|words| words.join(" ")).collect();
+        let told = format!("{index}\n{}\n", words.join("\n"));
+        if read(&self.told())?.as_deref() == Some(told.as_bytes()) {
+            return Ok(());
+        }
+        for words in &calls {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            run(Path::new(RESOLVECTL), &words, "")?;
+        }
+        write_durably(&self.told(), told.as_bytes())
     }
 
     fn set_file(&self, setting: &Setting) -> anyhow::Result<()> {
@@ -255,6 +274,7 @@ impl Host {
         remove(&self.kept())?;
         remove(&self.beside("new"))?;
         remove(&self.beside("linking"))?;
+        remove(&self.told())?;
         remove(&self.record_path())?;
         remove(&self.previous())
     }
@@ -359,6 +379,11 @@ impl Host {
         self.state.join("previous")
     }
 
+    /// What systemd-resolved was told last, and of which device.
+    fn told(&self) -> PathBuf {
+        self.state.join("told")
+    }
+
     /// The second name of the host's own file.
     fn kept(&self) -> PathBuf {
         self.beside("before-mesh")
@@ -402,13 +427,6 @@ fn is_resolved_stub(server: &str) -> bool {
 
 /// By the program rather than by D-Bus: the helper is root anyway, so there is no polkit to ask,
 /// and a D-Bus library would be the greater part of it.
-fn set_by_resolvectl(setting: &Setting) -> anyhow::Result<()> {
-    resolvectl_calls(setting).iter().try_for_each(|words| {
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        run(Path::new(RESOLVECTL), &words, "")
-    })
-}
-
 fn resolvectl_calls(setting: &Setting) -> Vec<Vec<String>> {
     let interface = setting.interface.as_str();
     let call = |verb: &str, words: Vec<String>| {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use rustix::net::{AddressFamily, SocketType};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -135,7 +136,8 @@ pub fn socket_addresses(servers: &[String]) -> Vec<SocketAddr> {
         };
         match (address.parse().ok()?, zone) {
             (IpAddr::V6(v6), Some(zone)) => {
-                let scope = interface_index(zone)?;
+                let number = zone.parse().ok();
+                let scope = number.or_else(|| interface_index(zone).ok())?;
                 Some(SocketAddrV6::new(v6, 53, 0, scope).into())
             }
             (address, _) => Some(SocketAddr::new(address, 53)),
@@ -144,16 +146,10 @@ pub fn socket_addresses(servers: &[String]) -> Vec<SocketAddr> {
     parsed.collect()
 }
 
-fn interface_index(zone: &str) -> Option<u32> {
-    if let Ok(index) = zone.parse() {
-        return Some(index);
-    }
-    // The name becomes part of a path, so it must be a name.
-    if zone.contains('/') || zone.starts_with('.') {
-        return None;
-    }
-    let text = fs::read_to_string(format!("/sys/class/net/{zone}/ifindex")).ok()?;
-    text.trim().parse().ok()
+/// The number of an interface of this network namespace; `/sys` may show another's.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    Ok(rustix::net::netdevice::name_to_index(&socket, name)?)
 }
 
 #[cfg(test)]
