@@ -20,7 +20,10 @@ pub struct FlowKey {
     /// For ICMP echo the direction of the question.
     pub local_port: Be16,
     pub proto: u8,
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Apart from the other: three bytes at once become a call of memset, and on Linux 6.1 each
+    /// call takes at least 32 of the 512 bytes of stack.
+    pub pad2: u16,
 }
 
 impl FlowKey {
@@ -31,7 +34,8 @@ impl FlowKey {
         remote_port: Be16::new(0),
         local_port: Be16::new(0),
         proto: 0,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     };
 }
 

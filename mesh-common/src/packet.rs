@@ -420,7 +420,8 @@ fn key(direction: Direction, network: &Network, upper: &Upper) -> FlowKey {
         remote_port: Be16::new(remote_port),
         local_port: Be16::new(local_port),
         proto: network.proto,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     }
 }
 

@@ -48,7 +48,8 @@ pub fn run(ctx: &TcContext) -> i32 {
         remote_port: Be16::new(0),
         local_port: Be16::new(0),
         proto: 0,
-        pad: [0; 3],
+        pad: 0,
+        pad2: 0,
     };
     let meta = Meta {
         // SAFETY: takes no argument.
