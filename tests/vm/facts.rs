@@ -4,6 +4,7 @@
 //! add is asserted to be absent before, so that the table cannot rot.
 
 use std::{
+    env,
     fs::{self, OpenOptions},
     process::Command,
 };
@@ -13,6 +14,10 @@ use aya::{
     programs::{ProgramType, SchedClassifier, TcAttachType},
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
+
+/// The verifier gives up after a million, and how many it needs differs between kernels: half of
+/// that leaves room for the next kernel and the next compiler.
+const VERIFIED_LIMIT: u32 = 500_000;
 
 /// The first kernel with tcx links.
 const TCX_SINCE: (u32, u32) = (6, 6);
@@ -95,6 +100,22 @@ fn clsact_attaches_to_a_wireguard_device() {
     ip("link del clsacttest");
     attached.unwrap();
     assert!(shown.contains("clsact"), "{shown}");
+}
+
+#[test]
+fn every_program_passes_the_verifier_well_below_its_limit() {
+    let path = env::var("MESH_EBPF_OBJECT").unwrap();
+    let mut object = aya::Ebpf::load(&fs::read(path).unwrap()).unwrap();
+    let mut most = 0;
+    for (name, program) in object.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into().unwrap();
+        program.load().unwrap();
+        let info = program.info().unwrap();
+        let verified = info.verified_instruction_count().unwrap();
+        println!("{name}: {verified} instructions verified");
+        most = most.max(verified);
+    }
+    assert!(most < VERIFIED_LIMIT, "{most}");
 }
 
 // 100.64.7.1                                  100.64.7.2

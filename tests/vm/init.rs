@@ -7,9 +7,9 @@
 mod plan;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _, Write},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -108,6 +108,8 @@ fn run(report: &mut File) -> Result<bool> {
         fs::write(Path::new("/proc/sys").join(name), value)
             .with_context(|| format!("set {name}"))?;
     }
+    // Open to everyone, as udev's rules make it: the rights are needed to make a device.
+    fs::set_permissions("/dev/net/tun", Permissions::from_mode(0o666)).context("open up TUN")?;
     let up = Command::new("ip")
         .envs(&plan.environment)
         .args(["link", "set", "lo", "up"])

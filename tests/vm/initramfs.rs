@@ -72,6 +72,10 @@ impl Tree {
         self.insert(at, Entry::Text { contents });
     }
 
+    pub(crate) fn file(&mut self, at: &str, source: &Path) {
+        self.copy(at, source, 0o644);
+    }
+
     /// A program of the host, at the place where the host has it.
     pub(crate) fn tool(&mut self, name: &str) -> Result<()> {
         let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]

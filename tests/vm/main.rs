@@ -150,8 +150,9 @@ fn main() -> Result<ExitCode> {
     if options.suites.is_empty() {
         options.suites = Suite::all();
     }
-    let cache = cache()?;
-    let steps = suites::build(&options.suites, options.filter.as_deref(), &cache)?;
+    let target = target()?;
+    let cache = target.join("vm");
+    let steps = suites::build(&options.suites, options.filter.as_deref(), &target)?;
 
     let mut closing = Vec::new();
     let mut passed = true;
@@ -208,9 +209,11 @@ fn boot(kernel: &Kernel, suites: &suites::Built, cache: &Path) -> Result<bool> {
     let environment = [
         ("PATH", "/usr/sbin:/usr/bin".to_owned()),
         ("HOME", "/root".to_owned()),
-        ("LC_ALL", "C.UTF-8".to_owned()),
+        ("LC_ALL", "C".to_owned()),
         ("RUST_BACKTRACE", "1".to_owned()),
         ("MESH_TIME_SCALE", TIME_SCALE.to_string()),
+        ("MESH_BIN_DIR", suites::RELEASE_FOLDER.to_owned()),
+        ("MESH_EBPF_OBJECT", suites::OBJECT.to_owned()),
     ];
     let plan = Plan {
         modules,
@@ -243,6 +246,7 @@ fn boot(kernel: &Kernel, suites: &suites::Built, cache: &Path) -> Result<bool> {
     .run()
 }
 
+/// For the plan, which owns what it says.
 fn owned<T: FromIterator<(String, String)>>(pairs: &[(&str, &str)]) -> T {
     pairs
         .iter()
@@ -250,12 +254,9 @@ fn owned<T: FromIterator<(String, String)>>(pairs: &[(&str, &str)]) -> T {
         .collect()
 }
 
-/// `target/vm`, beside the profile's folder that this program lies in.
-fn cache() -> Result<PathBuf> {
+/// Cargo's target folder; this program lies in its `debug/deps`.
+fn target() -> Result<PathBuf> {
     let program = env::current_exe().context("find this program")?;
-    let target = program
-        .ancestors()
-        .nth(2)
-        .context("find the target folder")?;
-    Ok(target.join("vm"))
+    let target = program.ancestors().nth(3);
+    Ok(target.context("find the target folder")?.to_owned())
 }

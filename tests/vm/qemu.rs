@@ -120,7 +120,11 @@ impl Machine<'_> {
     fn show_log(&self) {
         let log = fs::read(self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
+        let mut lines: Vec<&str> = log.lines().collect();
+        // What came before is of interest only when init was not reached.
+        if let Some(start) = lines.iter().rposition(|line| line.contains("Run /init")) {
+            lines.drain(..=start);
+        }
         println!("the end of the kernel's log, {}:", self.log.display());
         for line in &lines[lines.len().saturating_sub(LOG_TAIL)..] {
             println!("    {line}");

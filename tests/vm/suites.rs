@@ -15,6 +15,7 @@ use clap::ValueEnum;
 
 use crate::{
     initramfs::{self, Tree},
+    owned,
     plan::Step,
     run::tool,
 };
@@ -23,6 +24,8 @@ use crate::{
 pub(crate) enum Suite {
     /// What the kernel can do, as docs/kernel-support.md says.
     Kernel,
+    /// Every WireGuard backend, kernel included, held to one set of scenarios.
+    Conformance,
 }
 
 impl Suite {
@@ -30,32 +33,43 @@ impl Suite {
         Self::value_variants().to_vec()
     }
 
-    /// The test binary of this package that it is.
-    fn test(self) -> &'static str {
+    fn recipe(self) -> Recipe {
         match self {
-            Self::Kernel => "kernel",
+            Self::Kernel => Recipe {
+                program: Program::Test("kernel"),
+                arguments: &["--show-output"],
+                environment: &[],
+                limit_seconds: 120,
+            },
+            Self::Conformance => Recipe {
+                program: Program::Test("conformance"),
+                arguments: &[],
+                environment: &[("MESH_BACKEND", "kernel")],
+                limit_seconds: 600,
+            },
         }
     }
+}
 
+struct Recipe {
+    program: Program,
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
     /// Several times what it takes on an idle machine.
-    fn limit_seconds(self) -> u64 {
-        match self {
-            Self::Kernel => 120,
-        }
-    }
+    limit_seconds: u64,
+}
 
-    fn environment(self) -> BTreeMap<String, String> {
-        match self {
-            Self::Kernel => BTreeMap::new(),
-        }
-    }
+enum Program {
+    /// A test binary of this package.
+    Test(&'static str),
 }
 
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) steps: Vec<Step>,
-    /// Where it goes inside, and where it lies.
+    /// Where each goes inside, and where it lies.
     programs: Vec<(String, PathBuf)>,
+    object: PathBuf,
 }
 
 impl Built {
@@ -63,46 +77,78 @@ impl Built {
         for (at, source) in &self.programs {
             tree.program(at, source)?;
         }
+        tree.file(OBJECT, &self.object);
         Ok(())
     }
 }
 
-pub(crate) fn build(suites: &[Suite], filter: Option<&str>, cache: &Path) -> Result<Built> {
-    let folder = cache.join("programs");
-    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let tests: Vec<_> = suites.iter().map(|suite| suite.test()).collect();
-    let executables = cargo(&tests)?;
-    let init = Path::new(env!("CARGO_BIN_EXE_mesh-vm-init"));
+/// Where the eBPF object lies inside.
+pub(crate) const OBJECT: &str = "/mesh/mesh-ebpf.o";
 
-    let mut steps = Vec::new();
+/// Where the programs under test lie inside.
+pub(crate) const RELEASE_FOLDER: &str = "/mesh/bin";
+
+const RELEASE: &[&str] = &["mesh-agent", "mesh", "mesh-coordinator", "mesh-dns-helper"];
+
+pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Result<Built> {
+    let folder = target.join("vm/programs");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let object = env::var_os("MESH_EBPF_OBJECT")
+        .map_or_else(|| target.join("ebpf/mesh-ebpf.o"), PathBuf::from);
+    let release = env::var_os("MESH_BIN_DIR").map_or_else(|| target.join("release"), PathBuf::from);
+    let recipes: Vec<_> = suites.iter().map(|suite| suite.recipe()).collect();
+    let tests = cargo(recipes.iter().map(|recipe| match recipe.program {
+        Program::Test(name) => name,
+    }))?;
+
+    let init = Path::new(env!("CARGO_BIN_EXE_mesh-vm-init"));
     let mut programs = vec![("/init".to_owned(), initramfs::stripped(init, &folder)?)];
-    for suite in suites {
-        let name = suite.test();
-        let source = executables.get(name);
-        let source = source.with_context(|| format!("cargo built no {name}"))?;
-        let at = format!("/tests/{name}");
-        programs.push((at.clone(), initramfs::stripped(source, &folder)?));
-        let mut command = vec![at, "--test-threads=1".to_owned()];
-        command.extend(filter.map(str::to_owned));
+    let mut steps = Vec::new();
+    for recipe in &recipes {
+        let (name, mut command) = match recipe.program {
+            Program::Test(name) => {
+                let source = tests.get(name);
+                let source = source.with_context(|| format!("cargo built no {name}"))?;
+                let at = format!("/tests/{name}");
+                programs.push((at.clone(), initramfs::stripped(source, &folder)?));
+                (name, vec![at, "--test-threads=1".to_owned()])
+            }
+        };
+        let arguments = recipe.arguments.iter().copied().chain(filter);
+        command.extend(arguments.map(str::to_owned));
         steps.push(Step {
             name: name.to_owned(),
             command,
-            environment: suite.environment(),
-            limit_seconds: suite.limit_seconds(),
+            environment: owned(recipe.environment),
+            limit_seconds: recipe.limit_seconds,
         });
     }
-    Ok(Built { steps, programs })
+    for name in RELEASE {
+        programs.push((format!("{RELEASE_FOLDER}/{name}"), release.join(name)));
+    }
+    for (_, file) in programs.iter().chain([&(String::new(), object.clone())]) {
+        ensure!(
+            file.exists(),
+            "no {}: `cargo xtask test vm` makes it",
+            file.display()
+        );
+    }
+    Ok(Built {
+        steps,
+        programs,
+        object,
+    })
 }
 
 /// Builds test targets of this package; their programs by their names.
 ///
 /// For the whole workspace, as `cargo xtask test` does: of one package alone, cargo would unify
 /// features differently and build the dependencies again.
-fn cargo(tests: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+fn cargo<'a>(tests: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = tool(&env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["test", "--no-run", "--workspace"])
+        .args(["test", "--locked", "--no-run", "--workspace"])
         .args(["--message-format", "json-render-diagnostics"]);
     for test in tests {
         command.args(["--test", test]);
