@@ -3,10 +3,12 @@
 //! Most of it is the reference's list of refusals. A policy that is refused here changes nothing:
 //! the one that runs goes on running.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::problem::{Complaints, Problems, Span, Spanned};
-use super::resolve::{Resolver, Subjects};
+use super::resolve::{Extent, Resolver, Subjects};
 use super::selector::{Autogroup, Selector};
 use super::syntax::{Clause, Document, Kind};
 use super::{compile, ipsets, tests_block};
@@ -63,6 +65,7 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
     for clause in &document.ssh {
         ssh::clause(&names, clause, &mut complaints);
     }
+    prefixes(document, &names.resolver, &mut complaints);
     let tested = !document.tests.is_empty() || !document.ssh_tests.is_empty();
     if complaints.is_empty() && tested {
         let compiled = compile(document, subjects, None);
@@ -263,5 +266,36 @@ fn ip_pool(pool: &Spanned<IpNet>, subjects: &Subjects<'_>, complaints: &mut Comp
     } else if !subjects.pools.each().iter().any(|pool| pool.contains(&net)) {
         let message = format!("IPPool({net}): not within the mesh's own addresses");
         complaints.add(pool.span, message);
+    }
+}
+
+/// How many address prefixes the rules may be about: as many as the packet path can tell apart
+/// behind routers.
+const MOST_PREFIXES: usize = 16_384;
+
+fn prefixes(document: &Document, resolver: &Resolver<'_>, complaints: &mut Complaints) {
+    let mut seen = BTreeSet::new();
+    let mut prefixes = 0;
+    for clause in &document.clauses {
+        let dst = clause.dst.iter().map(|dst| &dst.value.selector);
+        for selector in clause.src.iter().map(|src| &src.value).chain(dst) {
+            let literal = matches!(
+                selector,
+                Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_)
+            );
+            if literal && seen.insert(selector) {
+                prefixes += match resolver.extent(selector) {
+                    Extent::Addresses(set) => set.prefixes().len(),
+                    _ => 0,
+                };
+            }
+        }
+        if prefixes > MOST_PREFIXES {
+            let message = format!(
+                "the rules up to here are about more than {MOST_PREFIXES} address prefixes: name wider ones"
+            );
+            complaints.add(clause.span, message);
+            return;
+        }
     }
 }

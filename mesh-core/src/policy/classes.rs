@@ -5,6 +5,8 @@
 //! one class when pieces are looked up by longest prefix.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -24,7 +26,7 @@ pub(super) struct Class {
     /// Which user's nodes these are, where a rule asks.
     pub(super) owner: Option<AtomId>,
     /// Terms that it is a source of, and a destination of.
-    pub(super) src_terms: Bits,
+    pub(super) src_terms: Arc<Bits>,
     pub(super) dst_terms: Bits,
 }
 
@@ -137,58 +139,77 @@ impl Classes {
                 texts.join("\n")
             })
             .collect();
+        let mut shared = Shared::new();
         by_class
             .into_iter()
             .zip(identity::number(&texts))
-            .map(|((_, key), identity)| index.class(&key, identity, terms, atoms))
+            .map(|((_, key), identity)| index.class(&key, identity, terms, atoms, &mut shared))
             .collect()
     }
 }
 
-/// Terms by the selectors that they name.
+/// Rules and terms by the selectors that they name.
 #[derive(Debug, Default)]
 pub(super) struct TermIndex {
     everything: Bits,
+    /// Rules by their sources: all terms of a rule have the same.
     src: BTreeMap<AtomId, Bits>,
     dst: BTreeMap<AtomId, Bits>,
+    rules: Vec<Range<usize>>,
 }
+
+/// What many classes have in common: the terms that follow from the same rules.
+pub(super) type Shared = BTreeMap<Vec<usize>, Arc<Bits>>;
 
 impl TermIndex {
     pub(super) fn of(terms: &[Term]) -> Self {
         let mut index = Self::default();
         for (id, term) in terms.iter().enumerate() {
-            for &src in term.src.iter() {
-                index.src.entry(src).or_default().insert(id);
-            }
             match term.dst {
                 Destination::Everything => index.everything.insert(id),
                 Destination::One(dst) => index.dst.entry(dst).or_default().insert(id),
             }
+            if index.rules.len() <= term.rule {
+                index.rules.resize(term.rule + 1, id..id);
+                for &src in term.src.iter() {
+                    index.src.entry(src).or_default().insert(term.rule);
+                }
+                index.rules[term.rule].start = id;
+            }
+            index.rules[term.rule].end = id + 1;
         }
         index
     }
 
+    /// The class of an address that satisfies exactly the atoms of `key`.
     pub(super) fn class(
         &self,
         key: &[AtomId],
         identity: Identity,
         terms: &[Term],
         atoms: &Atoms,
+        shared: &mut Shared,
     ) -> Class {
-        let mut src_terms = Bits::default();
+        let mut rules = Bits::default();
         let mut dst_terms = self.everything.clone();
         for atom in key {
-            if let Some(terms) = self.src.get(atom) {
-                src_terms.union(terms);
+            if let Some(more) = self.src.get(atom) {
+                rules.union(more);
             }
             if let Some(terms) = self.dst.get(atom) {
                 dst_terms.union(terms);
             }
         }
-        let any =
-            |atoms: &[AtomId]| atoms.is_empty() || atoms.iter().any(|atom| key.contains(atom));
-        let through = |id: &usize| any(&terms[*id].via);
-        let fit = |id: &usize| any(&terms[*id].postures);
+        let any = |atoms: &[AtomId]| {
+            atoms.is_empty() || atoms.iter().any(|atom| key.binary_search(atom).is_ok())
+        };
+        let fit = |rule: &usize| any(&terms[self.rules[*rule].start].postures);
+        let rules: Vec<usize> = rules.iter().filter(fit).collect();
+        let src_terms = shared.entry(rules).or_insert_with_key(|rules| {
+            let terms = rules.iter().flat_map(|rule| self.rules[*rule].clone());
+            Arc::new(terms.collect())
+        });
+        let through = |term: &usize| any(&terms[*term].via);
         let owner = key
             .iter()
             .copied()
@@ -196,7 +217,7 @@ impl TermIndex {
         Class {
             identity,
             owner,
-            src_terms: src_terms.iter().filter(fit).collect(),
+            src_terms: Arc::clone(src_terms),
             dst_terms: dst_terms.iter().filter(through).collect(),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::classes::{self, Class, ClassId, Classes, Placed, TermIndex};
+use super::classes::{self, Class, ClassId, Classes, Placed, Shared, TermIndex};
 use super::identity::Atoms;
 use super::kinds::{self, Twins};
 use super::resolve::{Resolver, Subjects};
@@ -110,7 +110,9 @@ impl CompiledPolicy {
             Some(node) => self.atoms.of_address(node, net),
             None => self.atoms.of_net(net),
         };
+        let (terms, atoms) = (&self.terms, &self.atoms);
+        let shared = &mut Shared::new();
         self.index
-            .class(&key, Identity::UNKNOWN, &self.terms, &self.atoms)
+            .class(&key, Identity::UNKNOWN, terms, atoms, shared)
     }
 }

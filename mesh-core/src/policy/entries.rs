@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::bits::Bits;
 use super::classes::Class;
 use super::compile::CompiledPolicy;
 use super::kinds::Twins;
@@ -111,12 +112,12 @@ impl CompiledPolicy {
 
     fn load(&self, kind: &Twins) -> Loaded {
         let mut loaded = Loaded::default();
-        // All classes of the peers, also those that everything is denied to: a verdict names its rule.
-        let mut remote = kind.joined.clone();
+        // All classes of the peers, also those that everything is denied to, for a verdict names
+        // its rule; its own, for two routers may stand before one subnet; and the world.
         let peers = self.kinds.iter().filter(|other| kind.sees(other));
-        for class in peers.flat_map(|peer| &peer.classes) {
-            remote.insert(*class);
-        }
+        let theirs = peers.flat_map(|peer| &peer.classes).chain(&kind.classes);
+        let world = self.world.iter().map(|(_, class)| class);
+        let remote: Bits = theirs.chain(world).copied().collect();
         for local in &kind.classes {
             for remote in remote.iter() {
                 let (local, remote) = (&self.classes[*local], &self.classes[remote]);

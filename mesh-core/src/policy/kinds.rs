@@ -4,13 +4,14 @@
 //! never per pair of nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
 use super::bits::Bits;
 use super::classes::{Class, ClassId, Placed};
 use super::entries::{self, Loaded};
+use super::identity::AtomId;
 use super::terms::Term;
 use crate::netmap::Action;
 use crate::node::NodeId;
@@ -18,8 +19,8 @@ use crate::node::NodeId;
 #[derive(Clone, Debug)]
 pub(super) struct Twins {
     pub(super) classes: Vec<ClassId>,
-    /// Classes that something may be opened to, or from.
-    pub(super) joined: Bits,
+    /// Classes that something may be opened to.
+    reaches: Bits,
     pub(super) nodes: BTreeSet<NodeId>,
     /// Their own addresses.
     pub(super) addresses: Vec<(IpNet, ClassId)>,
@@ -30,8 +31,11 @@ pub(super) struct Twins {
 impl Twins {
     /// Whether nodes of this kind and of the other know each other.
     pub(super) fn sees(&self, other: &Self) -> bool {
-        let mut classes = other.classes.iter();
-        classes.any(|class| self.joined.contains(*class))
+        let reaches = |one: &Self, other: &Self| {
+            let mut classes = other.classes.iter();
+            classes.any(|class| one.reaches.contains(*class))
+        };
+        reaches(self, other) || reaches(other, self)
     }
 }
 
@@ -49,7 +53,7 @@ pub(super) fn twins(
             .or_default()
             .insert(*id);
     }
-    let neighbours = neighbours(classes, terms);
+    let mut reached = Reached::new(classes, terms);
     let mut kinds = Vec::new();
     for (kind, (classes, twins)) in by_classes.into_iter().enumerate() {
         let mut addresses = Vec::new();
@@ -60,13 +64,13 @@ pub(super) fn twins(
             }
         }
         addresses.sort_unstable();
-        let mut joined = Bits::default();
+        let mut reaches = Bits::default();
         for class in &classes {
-            joined.union(&neighbours[*class]);
+            reaches.union(reached.from(*class));
         }
         kinds.push(Twins {
             classes,
-            joined,
+            reaches,
             nodes: twins,
             addresses,
             loaded: OnceLock::new(),
@@ -75,47 +79,69 @@ pub(super) fn twins(
     kinds
 }
 
-/// Of each class, those that it may open something to, or that may open something to it.
-fn neighbours(classes: &[Class], terms: &[Term]) -> Vec<Bits> {
-    let mut reached_by = vec![Bits::default(); terms.len()];
-    let mut owned: BTreeMap<usize, Bits> = BTreeMap::new();
-    for (id, class) in classes.iter().enumerate() {
-        for term in class.dst_terms.iter() {
-            reached_by[term].insert(id);
+/// Which classes each class may open something to.
+struct Reached<'a> {
+    classes: &'a [Class],
+    terms: &'a [Term],
+    /// Of each term, the classes that are its destination.
+    by_term: Vec<Bits>,
+    owned: BTreeMap<AtomId, Bits>,
+    denies: bool,
+    /// Classes with the same terms and owner reach the same; found by the set's place in memory.
+    known: BTreeMap<(usize, Option<AtomId>), Bits>,
+}
+
+impl<'a> Reached<'a> {
+    fn new(classes: &'a [Class], terms: &'a [Term]) -> Self {
+        let mut by_term = vec![Bits::default(); terms.len()];
+        let mut owned: BTreeMap<AtomId, Bits> = BTreeMap::new();
+        for (id, class) in classes.iter().enumerate() {
+            for term in class.dst_terms.iter() {
+                by_term[term].insert(id);
+            }
+            if let Some(owner) = class.owner {
+                owned.entry(owner).or_default().insert(id);
+            }
         }
-        if let Some(owner) = class.owner {
-            owned.entry(owner).or_default().insert(id);
+        Self {
+            classes,
+            terms,
+            by_term,
+            owned,
+            denies: terms.iter().any(|term| term.action == Action::Deny),
+            known: BTreeMap::new(),
         }
     }
-    let denies: Bits = (0..terms.len())
-        .filter(|&term| terms[term].action == Action::Deny)
-        .collect();
-    let mut neighbours = vec![Bits::default(); classes.len()];
-    for (id, class) in classes.iter().enumerate() {
+
+    fn from(&mut self, class: ClassId) -> &Bits {
+        let class = &self.classes[class];
+        let key = (Arc::as_ptr(&class.src_terms) as usize, class.owner);
+        if !self.known.contains_key(&key) {
+            let reached = self.find(class);
+            self.known.insert(key, reached);
+        }
+        &self.known[&key]
+    }
+
+    fn find(&self, class: &Class) -> Bits {
         let mut reached = Bits::default();
-        for term in class.src_terms.iter() {
-            if terms[term].action == Action::Deny {
-                continue;
-            }
-            if terms[term].same_owner {
-                let own = class.owner.and_then(|owner| owned.get(&owner));
-                let own = own.into_iter().flat_map(|own| own.both(&reached_by[term]));
-                own.for_each(|dst| reached.insert(dst));
-            } else {
-                reached.union(&reached_by[term]);
-            }
-        }
-        for dst in reached.iter() {
-            let touched = class
-                .src_terms
-                .both(&classes[dst].dst_terms)
-                .any(|term| denies.contains(term));
-            // A deny that leaves nothing open leaves nothing to see either.
-            if !touched || entries::opens(class, &classes[dst], terms) {
-                neighbours[id].insert(dst);
-                neighbours[dst].insert(id);
+        for id in class.src_terms.iter() {
+            let term = &self.terms[id];
+            match (term.action, term.same_owner) {
+                (Action::Deny, _) => {}
+                (Action::Accept, false) => reached.union(&self.by_term[id]),
+                (Action::Accept, true) => {
+                    let own = class.owner.and_then(|owner| self.owned.get(&owner));
+                    let own = own.into_iter().flat_map(|own| own.both(&self.by_term[id]));
+                    reached.union(&own.collect());
+                }
             }
         }
+        if !self.denies {
+            return reached;
+        }
+        // A deny that leaves nothing open leaves nothing to see either.
+        let open = |dst: &usize| entries::opens(class, &self.classes[*dst], self.terms);
+        reached.iter().filter(open).collect()
     }
-    neighbours
 }
