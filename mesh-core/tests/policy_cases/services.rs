@@ -1,6 +1,6 @@
 //! The parts of a case that packets do not show: SSH, node attributes, application capabilities.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::policy::{CompiledPolicy, SshAction};
 use serde_json::Value;
@@ -19,7 +19,13 @@ pub(crate) fn compare(
     for (name, seen) in case.netmap.iter().flatten() {
         let id = scene.ids[name];
         if let Some(recorded) = &seen.capmap {
-            attributes(name, recorded, &policy.attributes(id), differences);
+            attributes(
+                name,
+                recorded,
+                &policy.attributes(id),
+                &case.policy_text,
+                differences,
+            );
         }
         if let Some(recorded) = &seen.whois_caps {
             let peers = policy.peers(id).into_iter();
@@ -55,27 +61,17 @@ fn capabilities(
     .collect()
 }
 
-/// What the hosted service gives nodes by itself, whatever the policy says.
-const SERVICES_OWN: [&str; 13] = [
-    "default-auto-update",
-    "https://tailscale.com/cap/file-sharing",
-    "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000",
-    "https://tailscale.com/cap/is-admin",
-    "https://tailscale.com/cap/is-owner",
-    "https://tailscale.com/cap/ssh",
-    "https://tailscale.com/cap/tailnet-lock",
-    "https://tailscale.com/cap/warn-funnel-no-https",
-    "probe-udp-lifetime",
-    "ssh-behavior-v1",
-    "ssh-env-vars",
-    "store-appc-routes",
-    "tailnet-display-name",
-];
+/// The service gives nodes attributes of its own accord, more of them with time. Only those that
+/// the policy could have given are held against ours.
+fn could_be_given(policy_text: &str, name: &str) -> bool {
+    policy_text.contains(name) || name == "randomize-client-port"
+}
 
 fn attributes(
     node: &str,
     recorded: &BTreeMap<String, Value>,
-    ours: &std::collections::BTreeSet<String>,
+    ours: &BTreeSet<String>,
+    policy_text: &str,
     differences: &mut Vec<String>,
 ) {
     for name in ours {
@@ -86,7 +82,7 @@ fn attributes(
         }
     }
     for name in recorded.keys() {
-        if !ours.contains(name) && !SERVICES_OWN.contains(&name.as_str()) {
+        if !ours.contains(name) && could_be_given(policy_text, name) {
             differences.push(format!(
                 "{node} was given the attribute {name}, ours is not"
             ));
