@@ -176,6 +176,13 @@ impl FlowState {
 
     #[inline(always)]
     pub const fn is_expired(&self, key_proto: u8, stage: Stage, now: u64) -> bool {
-        now.saturating_sub(self.last_seen) > self.timeout(key_proto, stage)
+        is_older(now, self.last_seen, self.timeout(key_proto, stage))
     }
+}
+
+/// Whether more than `timeout` lies between two times of one clock. By a signed difference, because
+/// another CPU may have seen the flow a moment after our `now`.
+#[inline(always)]
+pub const fn is_older(now: u64, then: u64, timeout: u64) -> bool {
+    now.wrapping_sub(then).cast_signed() > timeout.cast_signed()
 }

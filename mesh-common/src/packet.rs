@@ -402,16 +402,20 @@ fn key(direction: Direction, network: &Network, upper: &Upper) -> FlowKey {
     let (source, destination) = match upper.kind {
         Kind::EchoRequest => (upper.source, direction as u16),
         Kind::EchoReply => (upper.source, direction.reverse() as u16),
-        Kind::Single => (0, 0),
+        // No flow has this key: an echo's near port is a direction.
+        Kind::Single => (0, u16::MAX),
         _ => (upper.source, upper.destination),
     };
-    let is_echo = matches!(upper.kind, Kind::EchoRequest | Kind::EchoReply);
+    let has_ports = !matches!(
+        upper.kind,
+        Kind::EchoRequest | Kind::EchoReply | Kind::Single
+    );
     let (remote, local) = match direction {
         Direction::Ingress => (network.source, network.destination),
         Direction::Egress => (network.destination, network.source),
     };
     let (remote_port, local_port) = match direction {
-        Direction::Egress if !is_echo => (destination, source),
+        Direction::Egress if has_ports => (destination, source),
         _ => (source, destination),
     };
     FlowKey {

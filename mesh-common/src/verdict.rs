@@ -4,7 +4,9 @@
 //! changes nothing. What must be remembered goes out as an [`Effect`], so a dry run is a run whose
 //! effect nobody carries out.
 
-use crate::flow::{FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use crate::flow::{
+    FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags, is_older,
+};
 use crate::packet::{Facts, Kind, proto};
 use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
 use crate::tcp::{self, End};
@@ -309,7 +311,7 @@ pub fn complete(facts: &mut Facts, now: u64, tables: &impl Lookup) -> Result<(),
         return Ok(());
     }
     match tables.fragment(&facts.fragment_key()) {
-        Some(first) if now.saturating_sub(first.last_seen) <= FRAGMENT => {
+        Some(first) if !is_older(now, first.last_seen, FRAGMENT) => {
             facts.key.remote_port = first.remote_port;
             facts.key.local_port = first.local_port;
             facts.key.proto = first.proto;

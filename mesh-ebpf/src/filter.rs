@@ -10,7 +10,7 @@ use mesh_common::packet::{self, Fragment, Kind};
 use mesh_common::verdict::complete;
 use mesh_common::{Direction, DropReason, Effect, Facts, Verdict, decide, tcp};
 
-use crate::maps::{CFG, FRAG};
+use crate::maps::{CFG, FRAG, SCRATCH, Scratch};
 use crate::skb::Skb;
 use crate::tables::{Meta, Tables};
 use crate::{DROP, L2, NEXT, mss, stats};
@@ -29,30 +29,38 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         segments: if segments == 0 { 1 } else { segments },
         direction,
     };
-    let mut facts = match read(&Skb::<AT>::new(ctx), direction) {
-        Ok(facts) => facts,
-        Err(reason) => return unreadable(config, reason, &meta),
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return DROP;
     };
+    // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+    let Scratch { facts, verdict } = unsafe { &mut *scratch };
+    if let Some(reason) = read(&Skb::<AT>::new(ctx), direction, facts) {
+        return unreadable(config, reason, &meta);
+    }
+    // SAFETY: written, as nothing was refused.
+    let facts = unsafe { facts.assume_init_mut() };
     let mut place = MaybeUninit::uninit();
     let tables = Tables::new(&mut place, config.generation);
-    let verdict = judge(&mut facts, meta.now, tables);
-    tables.carry_out(&facts, &verdict, &meta);
-    stats::count(&verdict, &meta);
-    if !verdict.passes() {
-        stats::report(&facts.key, facts.tcp, &verdict, &meta);
+    let refused = judge(facts, meta.now, tables, verdict);
+    // SAFETY: always written.
+    let verdict = unsafe { verdict.assume_init_ref() };
+    tables.carry_out(facts, verdict, &meta);
+    stats::count(verdict, &meta);
+    if refused.is_some() {
+        stats::report(&facts.key, facts.tcp, verdict, &meta);
         if config.flags & Config::LOG != 0 {
-            stats::log(&facts, &verdict);
+            stats::log(facts, verdict);
         }
         return drop(config);
     }
     if matches!(facts.fragment, Fragment::First) {
-        lead(&facts, meta.now);
+        lead(facts, meta.now);
     }
     if matches!(facts.kind, Kind::Tcp) && facts.tcp & tcp::SYN != 0 {
-        clamp::<AT>(ctx, config, &facts);
+        clamp::<AT>(ctx, config, facts);
     }
     if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::WriteHalfOpen) {
-        stats::log(&facts, &verdict);
+        stats::log(facts, verdict);
     }
     NEXT
 }
@@ -76,19 +84,37 @@ fn drop(config: &Config) -> i32 {
     }
 }
 
-// Functions of their own, because a program's stack is 512 bytes over all that are active at once.
+// Functions of their own, because a program's stack is 512 bytes over all that are active at once. They
+// return numbers and write the rest, because what a function without a number leaves in the return
+// register may be a pointer to the stack, which a verifier does not let out.
 
 #[inline(never)]
-fn read<const AT: usize>(skb: &Skb<'_, AT>, direction: Direction) -> Result<Facts, DropReason> {
-    packet::parse(skb, direction)
+fn read<const AT: usize>(
+    skb: &Skb<'_, AT>,
+    direction: Direction,
+    facts: &mut MaybeUninit<Facts>,
+) -> Option<DropReason> {
+    match packet::parse(skb, direction) {
+        Ok(read) => {
+            facts.write(read);
+            None
+        }
+        Err(reason) => Some(reason),
+    }
 }
 
 #[inline(never)]
-fn judge(facts: &mut Facts, now: u64, tables: &Tables) -> Verdict {
-    match complete(facts, now, tables) {
+fn judge(
+    facts: &mut Facts,
+    now: u64,
+    tables: &Tables,
+    verdict: &mut MaybeUninit<Verdict>,
+) -> Option<DropReason> {
+    let judged = match complete(facts, now, tables) {
         Ok(()) => decide(facts, now, tables),
         Err(reason) => Verdict::refused(reason),
-    }
+    };
+    verdict.write(judged).drop
 }
 
 /// Ethernet carries more than IP; what is not IP is none of our business there.

@@ -1,12 +1,14 @@
 //! Every map of the packet path. Names, sizes and layouts come from mesh-common.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{ArrayOfMaps, LpmTrie};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
-use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey};
+use mesh_common::{Address, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
 
 #[map(name = "cfg")]
 pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
@@ -49,3 +51,14 @@ pub static REASON_CTR: PerCpuArray<Count> = PerCpuArray::with_max_entries(maps::
 
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
+
+/// What one packet needs between its header and its end. In a map and not on the stack, because a
+/// verifier forgets what it knows of a map's content: it then follows the verdict once, and not once
+/// for every way in which a packet can be read.
+pub struct Scratch {
+    pub facts: MaybeUninit<Facts>,
+    pub verdict: MaybeUninit<Verdict>,
+}
+
+#[map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mesh_common::flow::{
-    FRAGMENT, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage,
+    FRAGMENT, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, is_older,
 };
 use mesh_common::maps::{Count, FLOW_CAPACITY, FRAGMENT_CAPACITY};
 use mesh_common::packet::{self, Fragment, Kind, Slice};
@@ -213,7 +213,7 @@ impl Engine {
         if facts.fragment == Fragment::First {
             if self.fragments.len() >= FRAGMENT_CAPACITY as usize {
                 self.fragments
-                    .retain(|_, entry| now.saturating_sub(entry.last_seen) <= FRAGMENT);
+                    .retain(|_, entry| !is_older(now, entry.last_seen, FRAGMENT));
             }
             if self.fragments.len() < FRAGMENT_CAPACITY as usize {
                 let entry = FragmentEntry {
@@ -276,7 +276,7 @@ impl Engine {
         self.half_open.retain(alive(Stage::HalfOpen));
         self.ages.retain(|key| self.half_open.contains_key(key));
         self.fragments
-            .retain(|_, entry| now.saturating_sub(entry.last_seen) <= FRAGMENT);
+            .retain(|_, entry| !is_older(now, entry.last_seen, FRAGMENT));
         self.established.len() + self.half_open.len()
     }
 

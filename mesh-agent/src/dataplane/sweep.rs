@@ -33,7 +33,7 @@ fn sweep(
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
         if entry
             .state
-            .is_expired(key.proto, stage, now.saturating_sub(GRACE))
+            .is_expired(key.proto, stage, now.wrapping_sub(GRACE))
         {
             over.push(key);
         } else {
