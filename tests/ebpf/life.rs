@@ -1,0 +1,307 @@
+//! An agent's life around the programs: first start, death, adoption, and what must be refused.
+
+use aya::maps::{Array, MapData};
+use mesh_agent::dataplane::{AttachError, Dataplane, Options, Standing};
+use mesh_common::maps;
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
+use mesh_core::netmap::{Action, Entry, EntryKey, Netmap, NodePolicy, PortRange};
+use mesh_core::{Direction, Identity, RuleId};
+
+use crate::kernel::{Kernel, options, own_network};
+use crate::packet::{Body, Packet};
+use crate::random::{self, Random};
+use crate::scratch::Bpffs;
+
+const ME: [u8; 4] = [100, 64, 0, 1];
+const PEER: [u8; 4] = [100, 64, 0, 2];
+
+fn tcp(direction: Direction, flags: u8) -> Vec<u8> {
+    let (source, destination, ports) = match direction {
+        Direction::Ingress => (PEER, ME, [40_000, 22]),
+        Direction::Egress => (ME, PEER, [22, 40_000]),
+    };
+    let body = Body::Tcp {
+        source: ports[0],
+        destination: ports[1],
+        flags,
+    };
+    Packet::new(direction, source.into(), destination.into(), body).bytes()
+}
+
+/// Peer 2 may open TCP port 22 here, or nothing.
+fn netmap(allowed: bool) -> Netmap {
+    let mut netmap = random::netmap(&mut Random(1));
+    let (me, peer) = (Identity(16), Identity(18));
+    let key = EntryKey {
+        remote: peer,
+        local: me,
+        direction: Direction::Ingress,
+        proto: Some(6),
+        ports: PortRange {
+            first: 22,
+            last: 22,
+        },
+    };
+    let entry = Entry {
+        action: Action::Accept,
+        rule: RuleId(1),
+    };
+    netmap.policy = NodePolicy {
+        identities: [
+            (std::net::IpAddr::from(ME).into(), me),
+            (std::net::IpAddr::from(PEER).into(), peer),
+        ]
+        .into(),
+        entries: if allowed {
+            [(key, entry)].into()
+        } else {
+            [].into()
+        },
+        ..NodePolicy::default()
+    };
+    netmap
+}
+
+fn tables(allowed: bool) -> Tables {
+    Tables::of(&netmap(allowed), MTU)
+}
+
+const SYN: u8 = 2;
+const SYN_ACK: u8 = 18;
+const ACK: u8 = 16;
+
+/// Opens the connection that the policy allows.
+fn connect(kernel: &Kernel) {
+    assert!(
+        kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
+            .0
+    );
+    assert!(
+        kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, SYN_ACK))
+            .0
+    );
+    assert!(
+        kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
+            .0
+    );
+    assert_eq!(kernel.established().iter().count(), 1);
+}
+
+#[test]
+fn without_a_policy_everything_is_dropped() {
+    let mut kernel = Kernel::new();
+    assert!(
+        !kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
+            .0
+    );
+    assert!(
+        !kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, SYN))
+            .0
+    );
+    let counters = kernel.dataplane().counters().unwrap();
+    let reasons: Vec<_> = counters
+        .dropped
+        .keys()
+        .map(|(_, reason)| reason.name())
+        .collect();
+    assert_eq!(reasons, ["no policy", "no policy"]);
+    assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
+}
+
+#[test]
+fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    kernel.kill();
+    // The second agent's programs, in place of the first's, over the same maps.
+    kernel.start();
+    assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
+    assert!(
+        kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+    assert_eq!(kernel.established().iter().count(), 1);
+    kernel.apply(&tables(true));
+    assert!(
+        kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+    kernel.kill();
+    kernel.start();
+    kernel.apply(&tables(false));
+    assert!(
+        !kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+    assert!(
+        !kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
+            .0
+    );
+}
+
+#[test]
+fn an_edit_cuts_both_directions_at_once() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    kernel.apply(&tables(false));
+    assert!(
+        !kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
+            .0
+    );
+    assert!(
+        !kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+    // Who reverts in time has cut nothing for good.
+    kernel.apply(&tables(true));
+    assert!(
+        kernel
+            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
+            .0
+    );
+}
+
+#[test]
+fn a_map_of_another_layout_is_refused() {
+    let mut kernel = Kernel::new();
+    kernel.dataplane.take().unwrap().detach().unwrap();
+    let folder = kernel
+        .options()
+        .pin_dir
+        .join(format!("v{}", maps::LAYOUT_VERSION));
+    std::fs::create_dir_all(&folder).unwrap();
+    let other = Array::<MapData, u64>::create(1, 0).unwrap();
+    other.pin(folder.join(maps::CFG)).unwrap();
+    match Dataplane::attach("lo", &kernel.options()) {
+        Err(AttachError::Layout { map, .. }) => assert_eq!(map, maps::CFG),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_a_bpf_file_system_nothing_is_attached() {
+    own_network();
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        pin_dir: folder.path().join("mesh"),
+        ..Options::default()
+    };
+    assert!(matches!(
+        Dataplane::attach("lo", &options),
+        Err(AttachError::NoBpffs { .. })
+    ));
+}
+
+#[test]
+fn detaching_leaves_nothing_behind() {
+    let mut kernel = Kernel::new();
+    kernel.dataplane.take().unwrap().detach().unwrap();
+    let left = std::fs::read_dir(kernel.options().pin_dir).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_syn_gets_an_mss_that_fits_the_mesh() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    let mut packet = tcp(Direction::Ingress, SYN);
+    packet[32] = 6 << 4;
+    packet.extend([2, 4, 0x05, 0xb4]);
+    let sum = checksum(&packet[20..]);
+    packet[36..38].copy_from_slice(&sum.to_be_bytes());
+    let (passes, out) = kernel.run(Direction::Ingress, &packet);
+    assert!(passes);
+    assert_eq!(u16::from_be_bytes([out[42], out[43]]), MTU - 40);
+    assert_eq!(checksum(&out[20..]), 0, "the checksum follows");
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let mut sum: u32 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[test]
+fn the_guard_lets_nothing_in_to_our_mesh_address() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    let frame = |packet: &[u8]| {
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00]);
+        frame.extend(packet);
+        frame
+    };
+    let to = |destination: [u8; 4]| {
+        let body = Body::Udp {
+            source: 1,
+            destination: 2,
+        };
+        let source = [192, 168, 1, 2].into();
+        frame(&Packet::new(Direction::Ingress, source, destination.into(), body).bytes())
+    };
+    const NEXT: u32 = u32::MAX;
+    assert_eq!(kernel.run_program("guard", &to(ME), 1).0, 2);
+    assert_eq!(kernel.run_program("guard", &to(PEER), 1).0, NEXT);
+    assert_eq!(
+        kernel.run_program("guard", &to([192, 168, 1, 1]), 1).0,
+        NEXT
+    );
+    let mut arp = vec![0; 42];
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    assert_eq!(kernel.run_program("guard", &arp, 1).0, NEXT);
+}
+
+#[test]
+fn guards_follow_the_set_that_they_are_told() {
+    let mut kernel = Kernel::new();
+    let folder = kernel
+        .options()
+        .pin_dir
+        .join(format!("v{}", maps::LAYOUT_VERSION));
+    let guards = || {
+        let names = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name());
+        names
+            .filter(|n| n.to_string_lossy().starts_with("guard_"))
+            .count()
+    };
+    kernel.dataplane().guard(["lo"]).unwrap();
+    assert_eq!(guards(), 1);
+    kernel.dataplane().guard(["lo", "gone0"]).unwrap();
+    assert_eq!(guards(), 1);
+    kernel.kill();
+    kernel.start();
+    kernel.dataplane().guard([]).unwrap();
+    assert_eq!(guards(), 0, "a predecessor's guard is taken away too");
+}
+
+#[test]
+fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
+    own_network();
+    let bpffs = Bpffs::mount().unwrap();
+    drop(Dataplane::attach("lo", &options(&bpffs)).unwrap());
+    drop(bpffs);
+    let bpffs = Bpffs::mount().unwrap();
+    let dataplane = Dataplane::attach("lo", &options(&bpffs)).unwrap();
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
+}

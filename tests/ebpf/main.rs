@@ -1,0 +1,23 @@
+//! Ring 2: the real programs in the kernel, run on packets without a network.
+//!
+//! ```text
+//!   netmap ── Tables::of ── Dataplane::apply ──► maps        ┌─ BPF_PROG_TEST_RUN ─┐
+//!   packet ──────────────────────── bytes ──────────────────►│ mesh_in, mesh_eg    │──► pass or drop
+//!      └────────────── Oracle::judge ────────────────────────┴─────────────────────┴──► the same
+//! ```
+//! Each test has a network namespace and a BPF file system of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, its helpers with it, and prints what it measured"
+)]
+
+mod figures;
+mod kernel;
+mod life;
+mod model;
+mod oracle;
+mod packet;
+mod random;
+mod scratch;

@@ -1,0 +1,200 @@
+//! Random policies, edits, times and packets: kernel, software and oracle say the same.
+
+use std::collections::BTreeMap;
+
+use mesh_agent::dataplane::software::Engine;
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
+use mesh_core::netmap::Netmap;
+
+use crate::kernel::{Kernel, SHORTEST};
+use crate::oracle::{Oracle, Outcome};
+use crate::packet::{Body, Packet};
+use crate::random::{self, Random};
+
+const PACKETS: u64 = 30_000;
+
+/// `MESH_TEST_SEED`, or the time: a failure prints which.
+fn seed() -> u64 {
+    let given = std::env::var("MESH_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let since = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default();
+        since.as_nanos() as u64
+    });
+    println!("MESH_TEST_SEED={seed}");
+    seed
+}
+
+fn load(oracle: &mut Oracle, netmap: &Netmap) -> Tables {
+    let own = netmap.me.addresses.each().to_vec();
+    oracle.load(netmap.policy.clone(), own, random::senders(netmap));
+    Tables::of(netmap, MTU)
+}
+
+/// Plays one long history, asking `judge` beside the oracle. Returns how often each end was met.
+fn play(seed: u64, judge: &mut impl Judge) -> BTreeMap<&'static str, u64> {
+    let mut random = Random(seed);
+    let mut tally = BTreeMap::new();
+    let mut oracle = Oracle::default();
+    let mut earlier: Vec<Packet> = Vec::new();
+    for step in 0..PACKETS {
+        if step == 20 || (step > 20 && random.one_in(60)) {
+            let netmap = random::netmap(&mut random);
+            judge.load(&load(&mut oracle, &netmap));
+        }
+        if random.one_in(25) {
+            let seconds = random.pick(&[1, 11, 21, 31, 121, 9_000]);
+            if !oracle.is_on_edge(seconds) {
+                oracle.seconds += seconds;
+                judge.wait(seconds);
+            }
+        }
+        if random.one_in(PACKETS / 6) {
+            judge.restart();
+        }
+        let packet = random::packet(&mut random, &earlier);
+        let expected = oracle.judge(&packet);
+        let told = judge.judge(&packet, expected);
+        assert_eq!(
+            told, expected,
+            "MESH_TEST_SEED={seed}, packet {step}: {packet:#?}",
+        );
+        *tally.entry(expected.err().unwrap_or("passed")).or_default() += 1;
+        earlier.push(packet);
+        if earlier.len() > 12 {
+            earlier.remove(0);
+        }
+    }
+    tally
+}
+
+trait Judge {
+    fn load(&mut self, tables: &Tables);
+    fn wait(&mut self, seconds: u64);
+    fn restart(&mut self);
+    /// What happens to the packet; `expected` tells where to look for the reason.
+    fn judge(&mut self, packet: &Packet, expected: Outcome) -> Outcome;
+}
+
+impl Judge for Kernel {
+    fn load(&mut self, tables: &Tables) {
+        self.apply(tables);
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.age(seconds);
+    }
+
+    fn restart(&mut self) {
+        self.kill();
+        self.start();
+    }
+
+    fn judge(&mut self, packet: &Packet, expected: Outcome) -> Outcome {
+        let before = expected.map_or_else(|reason| self.dropped(packet.direction, reason), |()| 0);
+        let (passes, _) = self.run(packet.direction, &packet.bytes());
+        if passes {
+            return Ok(());
+        }
+        match expected {
+            Err(reason) if self.dropped(packet.direction, reason) == before + 1 => Err(reason),
+            _ => Err("dropped, and counted as something else"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Software {
+    engine: Engine,
+    now: u64,
+}
+
+impl Judge for Software {
+    fn load(&mut self, tables: &Tables) {
+        self.engine.apply(tables);
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now += seconds * 1_000_000_000;
+    }
+
+    fn restart(&mut self) {}
+
+    fn judge(&mut self, packet: &Packet, _: Outcome) -> Outcome {
+        let mut bytes = packet.bytes();
+        let verdict = self.engine.judge(packet.direction, &mut bytes, self.now);
+        match verdict.drop {
+            None => Ok(()),
+            Some(reason) => Err(reason.name()),
+        }
+    }
+}
+
+#[test]
+fn the_kernel_judges_as_the_oracle() {
+    let begun = std::time::Instant::now();
+    let tally = play(seed(), &mut Kernel::new());
+    println!("{PACKETS} packets in {:?}: {tally:#?}", begun.elapsed());
+    for reason in [
+        "passed",
+        "revoked",
+        "no rule",
+        "denied by rule",
+        "no flow",
+        "tcp out of state",
+        "fragment without first",
+        "icmp error without flow",
+    ] {
+        assert!(
+            tally.contains_key(reason),
+            "no packet met {reason:?}: {tally:#?}"
+        );
+    }
+}
+
+#[test]
+fn the_software_judges_as_the_oracle() {
+    play(seed(), &mut Software::default());
+}
+
+#[test]
+fn a_packet_cut_anywhere_is_judged_whole_or_not_at_all() {
+    let mut random = Random(seed());
+    let mut kernel = Kernel::new();
+    let netmap = random::netmap(&mut random);
+    let mut oracle = Oracle::default();
+    let tables = load(&mut oracle, &netmap);
+    kernel.apply(&tables);
+    let mut engine = Engine::default();
+    engine.apply(&tables);
+    for _ in 0..60 {
+        let packet = random::packet(&mut random, &[]);
+        let whole = packet.bytes();
+        for cut in 0..whole.len() {
+            let mut bytes = whole[..cut].to_vec();
+            let verdict = engine.judge(packet.direction, &mut bytes, 0);
+            if cut < needed(&packet) {
+                assert!(!verdict.passes(), "{cut} bytes of {packet:#?}");
+            }
+            if cut >= SHORTEST {
+                let (passes, _) = kernel.run(packet.direction, &whole[..cut]);
+                assert_eq!(passes, verdict.passes(), "{cut} bytes of {packet:#?}");
+            }
+        }
+    }
+}
+
+/// Without so many bytes nobody can say what a packet is.
+fn needed(packet: &Packet) -> usize {
+    let body = match packet.body {
+        _ if packet.is_later_fragment() => 0,
+        Body::Tcp { .. } => 14,
+        Body::Other(_) => 0,
+        _ => 8,
+    };
+    packet.header() + body
+}

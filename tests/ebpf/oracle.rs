@@ -1,0 +1,458 @@
+//! What should happen to a packet, written for reading.
+//!
+//! It knows packets by what their sender meant, flows by who opened them, and policy by its entries.
+//! It shares no code with the packet path: where both agree, they agree by the same words.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_core::netmap::{Action, Entry, EntryKey, NodePolicy};
+use mesh_core::{Direction, Identity};
+
+use crate::packet::{Body, Extension, Packet};
+
+/// Why a packet is dropped, in the words of the counters; `Ok` if it passes.
+pub(crate) type Outcome = Result<(), &'static str>;
+
+/// What both ends of a flow have in common.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Name {
+    far: IpAddr,
+    near: IpAddr,
+    proto: u8,
+    far_port: u16,
+    near_port: u16,
+    /// For echo: who asks. Both ends may ask under one identifier.
+    asker: Option<Direction>,
+}
+
+/// What the fragments of one packet have in common: ends, identifier, protocol, direction.
+type FragmentName = (IpAddr, IpAddr, u16, u8, Direction);
+
+#[derive(Clone, Debug)]
+struct Flow {
+    opened: Direction,
+    established: bool,
+    answered: bool,
+    opener_is_done: bool,
+    responder_is_done: bool,
+    reset: bool,
+    last: u64,
+    /// The policy that judged it last, and what it said.
+    judged: u32,
+    denied: bool,
+    peer: u32,
+}
+
+impl Flow {
+    fn is_over(&self) -> bool {
+        self.reset || (self.opener_is_done && self.responder_is_done)
+    }
+
+    /// Seconds of silence after which it is forgotten.
+    fn patience(&self, proto: u8) -> u64 {
+        match proto {
+            6 if self.reset => 10,
+            6 if self.is_over() => 30,
+            6 if self.established => 8_000,
+            6 => 20,
+            1 | 58 => 10,
+            _ if self.established => 120,
+            _ => 30,
+        }
+    }
+}
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    /// 0 until a policy was loaded.
+    version: u32,
+    policy: NodePolicy,
+    own: Vec<IpAddr>,
+    /// Which peer sends from which prefix.
+    peers: HashMap<IpNet, u32>,
+    flows: HashMap<Name, Flow>,
+    fragments: HashMap<FragmentName, (Name, u64)>,
+    pub(crate) seconds: u64,
+}
+
+impl Oracle {
+    pub(crate) fn load(
+        &mut self,
+        policy: NodePolicy,
+        own: Vec<IpAddr>,
+        peers: HashMap<IpNet, u32>,
+    ) {
+        self.version += 1;
+        self.policy = policy;
+        self.own = own;
+        self.peers = peers;
+    }
+
+    /// Whether some flow would be so near the end of its patience that a real clock could disagree.
+    pub(crate) fn is_on_edge(&self, later: u64) -> bool {
+        let near = |age: u64, patience: u64| (patience.saturating_sub(9)..=patience).contains(&age);
+        self.flows
+            .iter()
+            .any(|(name, flow)| near(self.seconds + later - flow.last, flow.patience(name.proto)))
+            || self
+                .fragments
+                .values()
+                .any(|(_, last)| near(self.seconds + later - last, 30))
+    }
+
+    pub(crate) fn judge(&mut self, packet: &Packet) -> Outcome {
+        readable(packet)?;
+        let name = self.name(packet)?;
+        if self.version == 0 {
+            return Err("no policy");
+        }
+        let outcome = match self.flows.get(&name) {
+            Some(flow) if self.seconds - flow.last <= flow.patience(name.proto) => {
+                self.of_flow(packet, &name)
+            }
+            _ => self.of_nothing(packet, &name),
+        };
+        if outcome.is_ok()
+            && let Some(fragment) = packet.fragment
+            && fragment.offset == 0
+            && fragment.more
+        {
+            let key = fragment_key(packet, fragment.id);
+            self.fragments.insert(key, (name, self.seconds));
+        }
+        outcome
+    }
+
+    /// The flow that a packet belongs to, or that an error speaks of.
+    fn name(&self, packet: &Packet) -> Result<Name, &'static str> {
+        if let Some(fragment) = packet.fragment
+            && fragment.offset > 0
+        {
+            let first = self.fragments.get(&fragment_key(packet, fragment.id));
+            return match first {
+                Some((name, last)) if self.seconds - last <= 30 => Ok(name.clone()),
+                _ => Err("fragment without first"),
+            };
+        }
+        if let Body::IcmpError { quoted, .. } = &packet.body {
+            // What is quoted went the other way.
+            let mut quoted = quoted.as_ref().clone();
+            quoted.direction = packet.direction.reverse();
+            return Ok(own_name(&quoted));
+        }
+        Ok(own_name(packet))
+    }
+
+    fn of_flow(&mut self, packet: &Packet, name: &Name) -> Outcome {
+        let mut flow = self.flows[name].clone();
+        let is_opening = matches!(packet.body, Body::Tcp { flags, .. } if opens_tcp(flags))
+            && !packet.is_later_fragment();
+        if is_opening && flow.is_over() {
+            return self.of_nothing(packet, name);
+        }
+        if flow.judged != self.version {
+            flow.judged = self.version;
+            let port = match name.proto {
+                1 => 8,
+                58 => 128,
+                _ if flow.opened == Direction::Ingress => name.near_port,
+                _ => name.far_port,
+            };
+            flow.denied = self.policy_says(name, flow.opened, port).is_err();
+            flow.peer = self.peer(name.far);
+        }
+        let from_opener = packet.direction == flow.opened;
+        let is_error = matches!(packet.body, Body::IcmpError { .. }) && !packet.is_later_fragment();
+        if flow.denied {
+            if !from_opener && can_open(packet) {
+                return self.of_nothing(packet, name);
+            }
+            if !is_error {
+                self.flows.insert(name.clone(), flow);
+            }
+            return Err("revoked");
+        }
+        if is_error {
+            let foreign = packet.direction == Direction::Ingress
+                && (self.identity(packet.source).is_none()
+                    || self.peer(packet.source) != flow.peer);
+            return if foreign {
+                Err("icmp error from a third node")
+            } else {
+                Ok(())
+            };
+        }
+        let was_reset = flow.reset;
+        match packet.body {
+            _ if packet.is_later_fragment() => {}
+            Body::Tcp { flags, .. } if from_opener => {
+                if flags & SYN != 0 && flags & ACK != 0 {
+                    return Err("tcp out of state");
+                }
+                if flow.answered && flags & ACK != 0 && flags & RST == 0 {
+                    flow.established = true;
+                }
+                flow.opener_is_done |= flags & FIN != 0;
+                flow.reset |= flags & RST != 0;
+            }
+            Body::Tcp { flags, .. } => {
+                if flags & (ACK | RST) == 0 {
+                    return Err("tcp out of state");
+                }
+                flow.answered |= flags & SYN != 0;
+                flow.responder_is_done |= flags & FIN != 0;
+                flow.reset |= flags & RST != 0;
+            }
+            _ => flow.established |= !from_opener,
+        }
+        if !was_reset {
+            flow.last = self.seconds;
+        }
+        self.flows.insert(name.clone(), flow);
+        Ok(())
+    }
+
+    fn of_nothing(&mut self, packet: &Packet, name: &Name) -> Outcome {
+        if !can_open(packet) {
+            let error =
+                matches!(packet.body, Body::IcmpError { .. }) && !packet.is_later_fragment();
+            return Err(if error {
+                "icmp error without flow"
+            } else {
+                "no flow"
+            });
+        }
+        if is_multicast(name.far) || is_multicast(name.near) {
+            return Err("multicast");
+        }
+        let port = match &packet.body {
+            Body::Tcp { destination, .. }
+            | Body::Udp { destination, .. }
+            | Body::Sctp { destination, .. } => *destination,
+            Body::Echo { request: true, .. } if packet.is_v4() => 8,
+            Body::Echo { .. } => 128,
+            Body::Icmp(kind) => u16::from(*kind),
+            _ => 0,
+        };
+        self.policy_says(name, packet.direction, port)?;
+        if !matches!(packet.body, Body::Icmp(_)) {
+            let flow = Flow {
+                opened: packet.direction,
+                established: false,
+                answered: false,
+                opener_is_done: false,
+                responder_is_done: false,
+                reset: false,
+                last: self.seconds,
+                judged: self.version,
+                denied: false,
+                peer: self.peer(name.far),
+            };
+            self.flows.insert(name.clone(), flow);
+        }
+        Ok(())
+    }
+
+    /// May this flow be opened in this direction?
+    fn policy_says(&self, name: &Name, opened: Direction, port: u16) -> Outcome {
+        let far = self.identity(name.far).ok_or("unknown identity")?;
+        if self.own.contains(&name.far) {
+            return Err("own address");
+        }
+        let near = self.identity(name.near).ok_or("unknown local address")?;
+        let matching: Vec<&Entry> = self
+            .policy
+            .entries
+            .iter()
+            .filter(|(key, _)| is_about(key, far, near, opened, name.proto, port))
+            .map(|(_, entry)| entry)
+            .collect();
+        if matching.iter().any(|entry| entry.action == Action::Deny) {
+            Err("denied by rule")
+        } else if matching.is_empty() {
+            Err("no rule")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn identity(&self, address: IpAddr) -> Option<Identity> {
+        let around = self
+            .policy
+            .identities
+            .iter()
+            .filter(|(net, _)| net.contains(&address));
+        around
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|(_, identity)| *identity)
+    }
+
+    fn peer(&self, address: IpAddr) -> u32 {
+        if self.own.contains(&address) {
+            return 0;
+        }
+        let around = self.peers.iter().filter(|(net, _)| net.contains(&address));
+        around
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map_or(0, |(_, peer)| *peer)
+    }
+}
+
+fn is_about(
+    key: &EntryKey,
+    far: Identity,
+    near: Identity,
+    opened: Direction,
+    proto: u8,
+    port: u16,
+) -> bool {
+    (key.remote == far || key.remote == Identity::ANY)
+        && key.local == near
+        && key.direction == opened
+        && key.proto.is_none_or(|wanted| wanted == proto)
+        && key.ports.contains(port)
+}
+
+fn own_name(packet: &Packet) -> Name {
+    let (source, destination, asker) = match &packet.body {
+        Body::Tcp {
+            source,
+            destination,
+            ..
+        }
+        | Body::Udp {
+            source,
+            destination,
+        }
+        | Body::Sctp {
+            source,
+            destination,
+        } => (*source, *destination, None),
+        Body::Echo { request, id } => {
+            let asker = if *request {
+                packet.direction
+            } else {
+                packet.direction.reverse()
+            };
+            (*id, *id, Some(asker))
+        }
+        _ => (0, 0, None),
+    };
+    let near_is_source = packet.direction == Direction::Egress;
+    let ((near, near_port), (far, far_port)) = if near_is_source {
+        ((packet.source, source), (packet.destination, destination))
+    } else {
+        ((packet.destination, destination), (packet.source, source))
+    };
+    Name {
+        far,
+        near,
+        proto: packet.proto(),
+        far_port,
+        near_port,
+        asker,
+    }
+}
+
+fn fragment_key(packet: &Packet, id: u16) -> FragmentName {
+    // Of IPv6 only the first fragment says which protocol it is.
+    let proto = if packet.is_v4() { packet.proto() } else { 0 };
+    (
+        packet.source,
+        packet.destination,
+        id,
+        proto,
+        packet.direction,
+    )
+}
+
+/// Can it be read at all, and may anybody send such a thing?
+fn readable(packet: &Packet) -> Outcome {
+    if let (IpAddr::V6(source), IpAddr::V6(destination)) = (packet.source, packet.destination)
+        && (source.to_ipv4_mapped().is_some() || destination.to_ipv4_mapped().is_some())
+    {
+        return Err("mapped address");
+    }
+    let tiny = packet
+        .fragment
+        .is_some_and(|f| f.offset > 0 && f.offset < 3);
+    if packet.is_v4() && tiny {
+        return Err("tiny fragment");
+    }
+    if !packet.is_v4() {
+        for (walked, extension) in packet.extensions.iter().enumerate() {
+            match extension {
+                _ if walked >= 4 => return Err("too many extension headers"),
+                Extension::Routing(0) => return Err("routing header"),
+                Extension::Mobility => return Err("unknown extension header"),
+                _ => {}
+            }
+        }
+        if packet.fragment.is_some() && packet.extensions.len() >= 4 {
+            return Err("too many extension headers");
+        }
+        if tiny {
+            return Err("tiny fragment");
+        }
+    }
+    if packet.is_later_fragment() {
+        return Ok(());
+    }
+    match &packet.body {
+        Body::Tcp { flags, .. } => {
+            let none = flags & (SYN | ACK | RST | FIN) == 0;
+            if none || (flags & SYN != 0 && flags & (FIN | RST) != 0) {
+                return Err("tcp flags");
+            }
+        }
+        Body::Icmp(kind) => {
+            let refused: &[u8] = if packet.is_v4() {
+                &[5, 9, 10]
+            } else {
+                &[133, 134, 135, 136, 137]
+            };
+            if refused.contains(kind) {
+                return Err("icmp refused");
+            }
+        }
+        Body::IcmpError { quoted, .. } => {
+            let strange = quoted.is_later_fragment()
+                || matches!(quoted.body, Body::Icmp(_) | Body::IcmpError { .. })
+                || quoted.source != packet.destination;
+            if strange {
+                return Err("icmp error malformed");
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn opens_tcp(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
+}
+
+/// Could it be the first packet of a flow?
+fn can_open(packet: &Packet) -> bool {
+    !packet.is_later_fragment()
+        && match packet.body {
+            Body::Tcp { flags, .. } => opens_tcp(flags),
+            Body::Echo { request, .. } => request,
+            Body::IcmpError { .. } => false,
+            _ => true,
+        }
+}
+
+fn is_multicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    }
+}
