@@ -187,10 +187,8 @@ struct Holds {
 
 impl Holds {
     fn of(map: &Netmap) -> Self {
-        Self {
-            digest: map.digest(),
-            items: map.items(),
-        }
+        let (digest, items) = map.digests();
+        Self { digest, items }
     }
 }
 
@@ -234,16 +232,16 @@ impl Session<'_> {
                     ..delta::NetmapDelta::default()
                 };
                 self.shared.metrics.unchanged.add(1);
-                update::sign_delta(&self.shared.key, held.digest, &unchanged, &map)
+                update::sign_delta_as(&self.shared.key, held.digest, &unchanged, &map, now.digest)
             }
             Some(held) if !held.items.is_empty() => {
-                let change = delta::since(&held.items, &map);
+                let change = delta::between(&held.items, &now.items, &map);
                 self.shared.metrics.deltas.add(1);
-                update::sign_delta(&self.shared.key, held.digest, &change, &map)
+                update::sign_delta_as(&self.shared.key, held.digest, &change, &map, now.digest)
             }
             _ => {
                 self.shared.metrics.fulls.add(1);
-                update::sign_full(&self.shared.key, &map)
+                update::sign_full_as(&self.shared.key, &map, now.digest)
             }
         };
         self.holds = Some(now);
@@ -311,13 +309,15 @@ impl Session<'_> {
             return Ok(false);
         };
         self.seen = current;
-        let change = delta::since(&before.items, &map);
-        if change.is_empty() {
+        let now = Holds::of(&map);
+        if now.digest == before.digest {
             self.seat.looked_at(map.generation, false);
             return Ok(true);
         }
-        let signed = update::sign_delta(&self.shared.key, before.digest, &change, &map);
-        self.holds = Some(Holds::of(&map));
+        let change = delta::between(&before.items, &now.items, &map);
+        let key = &self.shared.key;
+        let signed = update::sign_delta_as(key, before.digest, &change, &map, now.digest);
+        self.holds = Some(now);
         self.shared.metrics.deltas.add(1);
         self.send(signed, map.generation).await?;
         Ok(true)

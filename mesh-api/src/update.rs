@@ -21,7 +21,12 @@ const CONTEXT: &str = "mesh netmap update v1";
 
 /// A whole map, following nothing.
 pub fn sign_full(key: &MachineKey, map: &Netmap) -> v1::SignedUpdate {
-    sign(key, map, Digest::NONE, Body::Full(map.into()))
+    sign_full_as(key, map, map.digest())
+}
+
+/// As [`sign_full`], where `digest` is known to be the map's.
+pub fn sign_full_as(key: &MachineKey, map: &Netmap, digest: Digest) -> v1::SignedUpdate {
+    sign(key, map, Digest::NONE, digest, Body::Full(map.into()))
 }
 
 /// The step from a map with digest `before` to `after`. An empty delta says "unchanged".
@@ -31,17 +36,34 @@ pub fn sign_delta(
     delta: &NetmapDelta,
     after: &Netmap,
 ) -> v1::SignedUpdate {
-    sign(key, after, before, Body::Delta(delta.into()))
+    sign_delta_as(key, before, delta, after, after.digest())
 }
 
-fn sign(key: &MachineKey, after: &Netmap, before: Digest, body: Body) -> v1::SignedUpdate {
+/// As [`sign_delta`], where `digest` is known to be that of the map after.
+pub fn sign_delta_as(
+    key: &MachineKey,
+    before: Digest,
+    delta: &NetmapDelta,
+    after: &Netmap,
+    digest: Digest,
+) -> v1::SignedUpdate {
+    sign(key, after, before, digest, Body::Delta(delta.into()))
+}
+
+fn sign(
+    key: &MachineKey,
+    map: &Netmap,
+    before: Digest,
+    after: Digest,
+    body: Body,
+) -> v1::SignedUpdate {
     let update = v1::NetmapUpdate {
-        mesh_id: after.mesh.id.0.to_vec(),
-        node_id: after.me.id.0,
-        epoch: after.epoch.0,
-        generation: after.generation.0,
+        mesh_id: map.mesh.id.0.to_vec(),
+        node_id: map.me.id.0,
+        epoch: map.epoch.0,
+        generation: map.generation.0,
         digest_before: before.0.to_vec(),
-        digest_after: after.digest().0.to_vec(),
+        digest_after: after.0.to_vec(),
         body: Some(body),
     }
     .encode_to_vec();

@@ -74,7 +74,15 @@ pub fn diff(old: &Netmap, new: &Netmap) -> NetmapDelta {
 
 /// What turns the map that somebody says to hold into `new`, from the digests of its items alone.
 pub fn since(held: &BTreeMap<ItemKey, ItemDigest>, new: &Netmap) -> NetmapDelta {
-    let now = new.items();
+    between(held, &new.items(), new)
+}
+
+/// As [`since`], where `now` is known to be [`Netmap::items`] of `new`.
+pub fn between(
+    held: &BTreeMap<ItemKey, ItemDigest>,
+    now: &BTreeMap<ItemKey, ItemDigest>,
+    new: &Netmap,
+) -> NetmapDelta {
     let mut delta = NetmapDelta {
         epoch: new.epoch,
         generation: new.generation,

@@ -43,25 +43,34 @@ pub enum ItemKey {
     Rule(RuleId),
 }
 
+/// Stands before the items' digests.
+const PREFIX: &[u8] = b"mesh netmap v1\0";
+
 /// The first eight bytes of an item's digest: enough to notice a difference, not to prove equality.
 pub type ItemDigest = u64;
 
 impl Netmap {
     pub fn digest(&self) -> Digest {
-        let mut all = Sha256::new();
-        all.update(b"mesh netmap v1\0");
+        let mut all = Sha256::new_with_prefix(PREFIX);
         self.for_each_item(|_, digest| all.update(digest));
         Digest(all.finalize().into())
     }
 
     /// What a node says it holds when it asks for the difference.
     pub fn items(&self) -> BTreeMap<ItemKey, ItemDigest> {
+        self.digests().1
+    }
+
+    /// [`Netmap::digest`] and [`Netmap::items`] by hashing every item only once.
+    pub fn digests(&self) -> (Digest, BTreeMap<ItemKey, ItemDigest>) {
+        let mut all = Sha256::new_with_prefix(PREFIX);
         let mut items = BTreeMap::new();
         self.for_each_item(|key, digest| {
+            all.update(digest);
             let short = digest[..8].try_into().expect("eight of thirty-two bytes");
             items.insert(key, u64::from_be_bytes(short));
         });
-        items
+        (Digest(all.finalize().into()), items)
     }
 
     fn for_each_item(&self, mut each: impl FnMut(ItemKey, [u8; 32])) {
