@@ -39,7 +39,7 @@ pub struct Agent {
     config: Config,
     folder: StateDir,
     state: Result<Loaded, Unusable>,
-    socket: UnixListener,
+    socket: (UnixListener, u32),
     metrics: Option<tokio::net::TcpListener>,
     /// Held while the agent lives: two agents on one state would evict each other.
     lock: File,
@@ -54,7 +54,7 @@ impl Agent {
         if let Err(Unusable::Io { .. }) = &state {
             return Err(state.err().map_or_else(unexpected, Into::into));
         }
-        let socket = local_api::bind(&config.socket).await?;
+        let socket = local_api::bind(&config.socket, &config.socket_group).await?;
         let metrics = match config.metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
@@ -75,7 +75,7 @@ impl Agent {
             config,
             folder,
             state,
-            socket,
+            socket: (socket, socket_group),
             metrics,
             lock,
         } = self;
@@ -84,6 +84,7 @@ impl Agent {
         let (commands, command_inbox) = mpsc::channel(QUEUE);
         let facts = Facts {
             backend: expected_backend(choice(config.backend)).await.to_owned(),
+            socket_group,
             settings: format!("{config:#?}"),
         };
 

@@ -58,6 +58,9 @@ pub struct Settings {
     /// Where `mesh` finds the agent [default: agent.sock in the run folder]
     #[arg(long, env = "MESH_AGENT_SOCKET", value_name = "FILE")]
     pub socket: Option<PathBuf>,
+    /// Group whose members may use `mesh`, where this host has it [default: mesh]
+    #[arg(long, env = "MESH_AGENT_SOCKET_GROUP", value_name = "GROUP")]
+    pub socket_group: Option<String>,
     /// Name of the mesh's network interface [default: mesh0]
     #[arg(long, env = "MESH_AGENT_INTERFACE", value_name = "NAME")]
     pub interface: Option<String>,
@@ -101,6 +104,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub socket: PathBuf,
+    pub socket_group: String,
     pub interface: String,
     pub backend: BackendChoice,
     pub listen_port: u16,
@@ -138,6 +142,10 @@ impl Config {
                 .or(file.socket)
                 .unwrap_or_else(|| run_dir.join("agent.sock")),
             run_dir,
+            socket_group: flags
+                .socket_group
+                .or(file.socket_group)
+                .unwrap_or_else(|| "mesh".to_owned()),
             interface: flags
                 .interface
                 .or(file.interface)

@@ -45,3 +45,18 @@ pub fn harden() -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
 }
+
+/// A chain of errors in one line that a person can read: the kernel's verifier explains itself in
+/// megabytes.
+fn brief(error: &anyhow::Error) -> String {
+    const LONGEST: usize = 200;
+    let texts: Vec<String> = error
+        .chain()
+        .map(|error| {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            line.chars().take(LONGEST).collect()
+        })
+        .collect();
+    texts.join(": ")
+}

@@ -46,6 +46,8 @@ pub struct Service {
 pub struct Facts {
     /// The WireGuard backend that will be taken.
     pub backend: String,
+    /// The group that the socket was given to.
+    pub socket_group: u32,
     /// For the debug bundle: the settings, without secrets since there are none in them.
     pub settings: String,
 }
@@ -115,9 +117,9 @@ impl Service {
 }
 
 /// Refuses a caller who may only look.
-fn check_writer<T>(request: &Request<T>) -> Result<(), Status> {
+fn check_writer<T>(request: &Request<T>, facts: &Facts) -> Result<(), Status> {
     let caller = request.extensions().get::<Caller>();
-    if caller.is_some_and(Caller::may_write) {
+    if caller.is_some_and(|caller| caller.may_write(facts.socket_group)) {
         return Ok(());
     }
     Err(Status::permission_denied(
@@ -131,7 +133,7 @@ impl Local for Service {
         &self,
         request: Request<v1::UpRequest>,
     ) -> Result<Response<v1::UpResponse>, Status> {
-        check_writer(&request)?;
+        check_writer(&request, &self.facts)?;
         let request = request.into_inner();
         self.ask(|reply| Command::Up(request, reply)).await
     }
@@ -140,7 +142,7 @@ impl Local for Service {
         &self,
         request: Request<v1::DownRequest>,
     ) -> Result<Response<v1::DownResponse>, Status> {
-        check_writer(&request)?;
+        check_writer(&request, &self.facts)?;
         let request = request.into_inner();
         self.ask(|reply| Command::Down(request, reply)).await
     }
@@ -208,7 +210,7 @@ impl Local for Service {
         &self,
         request: Request<v1::DebugBundleRequest>,
     ) -> Result<Response<v1::DebugBundle>, Status> {
-        check_writer(&request)?;
+        check_writer(&request, &self.facts)?;
         let (look, status) = self.status_now().await;
         let json = bundle::json(&look, &status, &self.facts.settings);
         Ok(Response::new(v1::DebugBundle { json }))

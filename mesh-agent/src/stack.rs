@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use crate::brief;
 use crate::dns;
 use crate::eventloop::Told;
 use crate::net::Net;
@@ -109,13 +110,13 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
         let told = Told::Condition("InterfaceNotReady", failure);
         let _ = ports.told.send(told).await;
         match raised {
-            Ok(raised) => {
-                if run(&settings, raised, &mut ports, &stop).await == End::Stop {
-                    return;
-                }
-            }
+            Ok(raised) => match run(&settings, raised, &mut ports, &stop).await {
+                End::Stop => return,
+                End::Lost => disown(&ports).await,
+                End::Down => {}
+            },
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "raise the interface");
+                tracing::warn!(error = brief(&error), "raise the interface");
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(RETRY) => {}
@@ -126,10 +127,21 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
     }
 }
 
+/// What was applied is applied no more.
+async fn disown(ports: &Ports) {
+    let plan = ports.plans.borrow().clone();
+    let Some(plan) = plan else { return };
+    for actuator in Actuator::ALL {
+        let lost = Err("the interface was removed".to_owned());
+        let told = Told::Actuator(actuator, plan.revision, lost);
+        let _ = ports.told.send(told).await;
+    }
+}
+
 fn not_ready(error: &anyhow::Error) -> Condition {
     Condition {
         severity: Severity::Error,
-        text: format!("the mesh's interface cannot be made: {error:#}"),
+        text: format!("the mesh's interface cannot be made: {}", brief(error)),
         next_step: "the agent keeps trying; it needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and /dev/net/tun",
     }
 }
@@ -162,7 +174,7 @@ async fn run(
             let end = watch_over(&interface, ports, stop).await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
-            if end == End::Down {
+            if takes_device_away(end, &handle.backend) {
                 // The interface first: without addresses and down it carries nothing.
                 let bare = routes::Config {
                     mtu: MTU.into(),
@@ -170,20 +182,20 @@ async fn run(
                     ..routes::Config::default()
                 };
                 if let Err(error) = net.apply(&interface, &bare).await {
-                    tracing::warn!(error = format!("{error:#}"), "take the interface down");
+                    tracing::warn!(error = brief(&error), "take the interface down");
                 }
             }
             end
         }
         Err(error) => {
-            tracing::warn!(error = format!("{error:#}"), "reach the kernel's routing");
+            tracing::warn!(error = brief(&error), "reach the kernel's routing");
             tokio::time::sleep(RETRY).await;
             End::Lost
         }
     };
     ports.handle.send_replace(None);
     if let Err(error) = release(handle, end).await {
-        tracing::warn!(error = format!("{error:#}"), "remove the interface");
+        tracing::warn!(error = brief(&error), "remove the interface");
     }
     end
 }
@@ -252,12 +264,19 @@ async fn watch_over(interface: &Interface, ports: &mut Ports, stop: &Cancellatio
     }
 }
 
+/// A userspace device ends with the agent; the kernel's only when the plan says so.
+fn takes_device_away(end: End, backend: &Backend) -> bool {
+    match (end, backend) {
+        (End::Down, _) | (End::Stop, Backend::Userspace(_)) => true,
+        (End::Stop, Backend::Kernel(_)) | (End::Lost, _) => false,
+    }
+}
+
 /// Lets go of the device, or takes it away. The kernel's stays when the agent stops: its programs
 /// are pinned and go on judging.
 async fn release(handle: Handle, end: End) -> anyhow::Result<()> {
     let Handle { backend, enforcer } = handle;
-    let keep = end == End::Stop && matches!(*backend, Backend::Kernel(_));
-    if keep {
+    if end != End::Lost && !takes_device_away(end, &backend) {
         return Ok(());
     }
     let enforcer = sole(enforcer).await.context("the filter is in use")?;

@@ -408,6 +408,39 @@ fn check(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+// === Credentials ===
+
+/// The supplementary groups that the process at the other end of a unix socket had when it
+/// connected (`SO_PEERGROUPS`, unix(7)). More than a process may have (NGROUPS_MAX) is an error.
+pub(crate) fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    const MOST: usize = 65_536;
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes, which is the size of the buffer.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let held = length as usize / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(held);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // ERANGE tells how much there is.
+        if error.raw_os_error() != Some(libc::ERANGE) || held <= groups.len() || held > MOST {
+            return Err(error);
+        }
+        groups.resize(held, 0);
+    }
+}
+
 // === BPF ===
 
 /// `BPF_PROG_QUERY` of `enum bpf_cmd`.

@@ -20,6 +20,7 @@ use tower::Service as _;
 use tracing::Instrument as _;
 
 use super::Service;
+use crate::sys;
 
 /// Callers at once; more have to wait.
 const MOST_CONNECTIONS: usize = 64;
@@ -41,22 +42,27 @@ pub struct Caller {
 impl Caller {
     fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
+        let mut groups = sys::peer_groups(stream)?;
+        groups.push(credentials.gid());
         Ok(Self {
             uid: credentials.uid(),
-            groups: vec![credentials.gid()],
+            groups,
         })
     }
 
-    /// Root, the agent's own user, and members of the agent's group.
-    pub fn may_write(&self) -> bool {
+    /// Root, the agent's own user, and members of the agent's or the socket's group.
+    pub fn may_write(&self, socket_group: u32) -> bool {
         let own = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
-        self.uid == 0 || self.uid == own || self.groups.contains(&group)
+        let member = |group| self.groups.contains(&group);
+        self.uid == 0 || self.uid == own || member(group) || member(socket_group)
     }
 }
 
-/// Listens at `path`: the owner and the group may connect, nobody else.
-pub async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// Listens at `path`: the owner and the group may connect, nobody else. The socket goes to `group`
+/// where this host has it and the agent belongs to it, else to the agent's own; its number is
+/// returned.
+pub async fn bind(path: &Path, group: &str) -> anyhow::Result<(UnixListener, u32)> {
     let shown = path.display();
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
@@ -74,9 +80,24 @@ pub async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         }
     }
     let listener = UnixListener::bind(path).with_context(|| format!("listen at {shown}"))?;
+    let own = rustix::process::getegid().as_raw();
+    let group = group_number(group)
+        .filter(|group| std::os::unix::fs::chown(path, None, Some(*group)).is_ok())
+        .unwrap_or(own);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .with_context(|| format!("open {shown} to the group"))?;
-    Ok(listener)
+    Ok((listener, group))
+}
+
+/// The number of a group of this host.
+fn group_number(name: &str) -> Option<u32> {
+    let table = std::fs::read_to_string("/etc/group").ok()?;
+    table.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next() == Some(name);
+        let number = fields.nth(1)?;
+        if found { number.parse().ok() } else { None }
+    })
 }
 
 /// Serves until `stop`.

@@ -15,6 +15,7 @@ use rand_core::RngCore as _;
 use tokio::sync::{mpsc, watch};
 
 use super::{Around, Enforcer, Plans};
+use crate::brief;
 use crate::dataplane::DropEvent;
 use crate::dns;
 use crate::eventloop::Told;
@@ -63,7 +64,7 @@ pub(super) async fn actuate(
         if let (Ok(()), Some(first)) = (&applied, &first) {
             first.send_replace(true);
         }
-        let report = applied.map_err(|error| format!("{error:#}"));
+        let report = applied.map_err(|error| brief(&error));
         let report = Told::Actuator(which, plan.revision, report);
         if told.send(report).await.is_err() {
             return;
@@ -140,7 +141,7 @@ impl Actuate for Filter {
                 Ok(Err(_)) => std::future::pending().await,
                 Err(_) => {
                     if let Err(error) = self.enforcer.sweep() {
-                        tracing::warn!(error = format!("{error:#}"), "sweep the flows");
+                        tracing::warn!(error = brief(&error), "sweep the flows");
                     }
                     if !self.enforcer.is_standing() {
                         return;

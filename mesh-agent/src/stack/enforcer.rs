@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use super::{Settings, open_options};
+use crate::brief;
 use crate::dataplane::software::Filter;
 use crate::dataplane::{AttachError, Counters, Dataplane, DropEvent, Options, Standing};
 use crate::wg::{self, Backend, Choice, Judgement};
@@ -141,12 +142,9 @@ pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
                 ));
             }
             Err(error) => {
-                let error = anyhow::Error::new(error);
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "no programs for the kernel's device"
-                );
-                refused = Some(format!("{error:#}"));
+                let error = brief(&anyhow::Error::new(error));
+                tracing::warn!(error, "no programs for the kernel's device");
+                refused = Some(error);
             }
         }
         if let Backend::Kernel(device) = backend {
@@ -217,12 +215,13 @@ async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
             }),
         ),
         _ => {
-            let error = anyhow::Error::new(error);
+            let error = brief(&anyhow::Error::new(error));
+            tracing::warn!(error, "no programs for the userspace device");
             (
                 "EbpfUnavailable",
                 Some(Condition {
                     severity: Severity::Warning,
-                    text: format!("no eBPF programs on the interface, the policy is enforced in process: {error:#}"),
+                    text: format!("no eBPF programs on the interface, the policy is enforced in process: {error}"),
                     next_step: "give the agent CAP_BPF and CAP_PERFMON and a folder on a BPF file system",
                 }),
             )
