@@ -142,7 +142,6 @@ impl From<tonic::Status> for Failed {
     fn from(status: tonic::Status) -> Self {
         let code = match status.code() {
             tonic::Code::InvalidArgument => Self::USAGE,
-            // The coordinator's no to an enrolment carries no right of the caller's.
             tonic::Code::PermissionDenied => Self::NOT_ALLOWED,
             tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => Self::NOT_IN_TIME,
             _ => Self::REFUSED,

@@ -96,6 +96,8 @@ pub struct EventLoop {
     pub outlets: Outlets,
     /// What each actuator failed with last.
     failing: BTreeMap<Actuator, String>,
+    /// Why there is no session, as it was last logged.
+    away: Option<String>,
     waiting: Vec<Waiting>,
     leaving: Vec<oneshot::Sender<Result<v1::DownResponse, Status>>>,
 }
@@ -117,6 +119,7 @@ impl EventLoop {
             name,
             outlets,
             failing: BTreeMap::new(),
+            away: None,
             waiting: Vec::new(),
             leaving: Vec::new(),
         }
@@ -385,14 +388,14 @@ impl EventLoop {
             .health
             .iter()
             .max_by_key(|(_, condition)| condition.severity);
-        let reason = match worst {
-            Some((name, condition)) => {
-                format!("{name}: {}; {}", condition.text, condition.next_step)
-            }
-            None if snapshot.standing == Standing::Connecting => {
-                "no netmap from the coordinator yet".to_owned()
-            }
-            None => "the plan is not applied yet".to_owned(),
+        let reason = if let Some(reason) = self.state.disconnected() {
+            format!("no session with the coordinator: {reason}")
+        } else if let Some((name, condition)) = worst {
+            format!("{name}: {}; {}", condition.text, condition.next_step)
+        } else if snapshot.standing == Standing::Connecting {
+            "no netmap from the coordinator yet".to_owned()
+        } else {
+            "the plan is not applied yet".to_owned()
         };
         Status::deadline_exceeded(format!("not up yet, the agent keeps trying: {reason}"))
     }
@@ -400,12 +403,19 @@ impl EventLoop {
     fn log(&mut self, event: &Event) {
         match event {
             Event::Clock(_) => {}
-            Event::Connected => tracing::info!("connected to the coordinator"),
+            Event::Connected => {
+                self.away = None;
+                tracing::info!("connected to the coordinator");
+            }
             Event::Disconnected(failure) => {
-                tracing::info!(error = failure.text(), "no session with the coordinator");
+                // A retry that fails the same way is no news.
+                if self.away.as_deref() != Some(failure.text()) {
+                    tracing::info!(error = failure.text(), "no session with the coordinator");
+                    self.away = Some(failure.text().to_owned());
+                }
                 if let Failure::Denied(text) = failure {
                     for waiting in self.waiting.drain(..) {
-                        let _ = waiting.reply.send(Err(Status::permission_denied(text)));
+                        let _ = waiting.reply.send(Err(Status::failed_precondition(text)));
                     }
                 }
             }

@@ -319,6 +319,12 @@ impl State {
         &self.health
     }
 
+    /// Why there is no session, where one is wanted.
+    pub fn disconnected(&self) -> Option<&str> {
+        let (_, reason) = self.disconnected.as_ref()?;
+        Some(reason)
+    }
+
     pub fn is_connected(&self) -> bool {
         self.session.is_connected()
     }

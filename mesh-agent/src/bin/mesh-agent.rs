@@ -38,7 +38,7 @@ fn start() -> anyhow::Result<()> {
 
 fn log(config: &Config) -> anyhow::Result<()> {
     // boringtun calls a peer that is away an error, every ninety seconds; status shows it better.
-    let filter = EnvFilter::try_new(format!("boringtun=off,{}", config.log))
+    let filter = EnvFilter::try_new(format!("boringtun=off,aya=warn,h2=warn,{}", config.log))
         .map_err(|error| anyhow::anyhow!("log {:?}: {error}", config.log))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

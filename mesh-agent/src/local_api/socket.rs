@@ -144,3 +144,53 @@ async fn converse(stream: UnixStream, caller: Caller, service: Service) {
         tracing::debug!(%error, "connection on the local socket ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_the_agents_user_and_the_sockets_group_may_write_and_nobody_else() {
+        let own = rustix::process::geteuid().as_raw();
+        let group = rustix::process::getegid().as_raw();
+        let caller = |uid, groups: &[u32]| Caller {
+            uid,
+            groups: groups.to_vec(),
+        };
+        let (stranger, mesh) = (own + 4_242, group + 4_242);
+        assert!(caller(0, &[]).may_write(mesh));
+        assert!(caller(own, &[]).may_write(mesh));
+        assert!(caller(stranger, &[7_777_777, mesh]).may_write(mesh));
+        assert!(caller(stranger, &[group]).may_write(mesh));
+        assert!(!caller(stranger, &[7_777_777]).may_write(mesh));
+        assert!(!caller(stranger, &[]).may_write(mesh));
+    }
+
+    #[test]
+    fn groups_are_found_by_their_whole_name() {
+        assert_eq!(group_number("root"), Some(0));
+        assert_eq!(group_number("roo"), None);
+        assert_eq!(group_number(""), None);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_says_who_is_at_the_other_end() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let caller = Caller::of(&one).unwrap();
+        assert_eq!(caller.uid, rustix::process::geteuid().as_raw());
+        let group = rustix::process::getegid().as_raw();
+        assert!(caller.groups.contains(&group));
+    }
+
+    #[tokio::test]
+    async fn a_socket_left_behind_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let (first, _) = bind(&path, "no such group").await.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        assert!(bind(&path, "no such group").await.is_err());
+        drop(first);
+        bind(&path, "no such group").await.unwrap();
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use mesh_core::dataplane::Tables;
@@ -169,7 +170,14 @@ fn attach(settings: &Settings) -> Result<Dataplane, AttachError> {
         object_path: settings.ebpf_object.clone(),
         ..Options::default()
     };
-    block_in_place(|| Dataplane::attach(&settings.interface, &options))
+    let start = Instant::now();
+    let programs = block_in_place(|| Dataplane::attach(&settings.interface, &options))?;
+    tracing::info!(
+        elapsed = ?start.elapsed(),
+        interface = settings.interface,
+        "eBPF programs attached"
+    );
+    Ok(programs)
 }
 
 fn judged_by_programs(backend: Backend, programs: Dataplane) -> Raised {
