@@ -57,6 +57,7 @@ replays! {
     helper_request,
     join_string,
     netmap_update,
+    packet,
     policy,
     resolv_conf,
     state_file,

@@ -20,23 +20,27 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, LazyLock};
 
+use mesh_agent::dataplane::software::Engine;
 use mesh_agent::dns::protocol::{Report, Request, Setting};
 use mesh_agent::dns::resolv_conf::ResolvConf;
 use mesh_api::held::Held;
 use mesh_api::join::Join;
 use mesh_api::update::{Verifier, sign_full};
 use mesh_api::v1;
+use mesh_common::packet::Slice;
+use mesh_core::dataplane::Tables;
 use mesh_core::dns::forward::Outgoing;
 use mesh_core::dns::wire::{Asker, Outcome, Transport};
 use mesh_core::dns::{Config, Zone};
 use mesh_core::key::{MachineKey, MachinePublic, NodeKey, NodePublic};
-use mesh_core::netmap::{Me, Netmap, NodePolicy, Peer};
+use mesh_core::netmap::{Action, Entry, EntryKey, Me, Netmap, NodePolicy, Peer, PortRange, Rule};
 use mesh_core::node::{
     Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Tag, UnixTime, User,
     UserId, UserName,
 };
 use mesh_core::policy::{self, Document, Subjects};
 use mesh_core::world::{Mesh, Pools};
+use mesh_core::{Direction, Identity, RuleId};
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
@@ -53,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     ("helper_request", helper_request),
     ("join_string", join_string),
     ("netmap_update", netmap_update),
+    ("packet", packet),
     ("policy", policy),
     ("resolv_conf", resolv_conf),
     ("state_file", state_file),
@@ -187,6 +192,51 @@ pub fn join_string(data: &[u8]) {
     if let Ok(join) = text.parse::<Join>() {
         assert_eq!(join.to_string().parse(), Ok(join));
     }
+}
+
+// === the packet path ===
+
+/// A packet at its IP header, both ways, by a filter that has seen the packets before it.
+pub fn packet(data: &[u8]) {
+    static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::of(&allowing(netmap()), 1280));
+    let mut engine = Engine::default();
+    engine.apply(&TABLES);
+    for (now, direction) in [Direction::Egress, Direction::Ingress, Direction::Egress]
+        .into_iter()
+        .enumerate()
+    {
+        let _ = mesh_common::packet::parse(&Slice(data), direction);
+        // Only the maximum segment size of TCP is ever rewritten, so the length is kept.
+        let mut packet = data.to_vec();
+        let _ = engine.judge(direction, &mut packet, now as u64);
+        assert_eq!(packet.len(), data.len());
+    }
+}
+
+/// With a policy under which both nodes may say everything to each other.
+fn allowing(mut map: Netmap) -> Netmap {
+    let (me, peer) = (Identity(200), Identity(201));
+    let owners = [(addresses(1), me), (addresses(2), peer)];
+    for (addresses, identity) in owners {
+        for prefix in addresses.prefixes() {
+            map.policy.identities.insert(prefix, identity);
+        }
+    }
+    let rule = RuleId(1);
+    let summary = "accept * -> *:*".to_owned();
+    map.policy.rules.insert(rule, Rule { line: 1, summary });
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let key = EntryKey {
+            remote: peer,
+            local: me,
+            direction,
+            proto: None,
+            ports: PortRange::ALL,
+        };
+        let action = Action::Accept;
+        map.policy.entries.insert(key, Entry { action, rule });
+    }
+    map
 }
 
 // === what people write ===

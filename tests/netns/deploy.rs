@@ -1,4 +1,4 @@
-//! What is packaged, judged by systemd's own tool.
+//! What is packaged, judged by systemd's own tool and by the programs that it is for.
 //!
 //! ```text
 //! deploy/systemd/*.service ── systemd-analyze security --offline ── exposure, 0.0 (safe) to 10.0
@@ -37,6 +37,48 @@ fn no_unit_is_exposed_more_than_the_house_allows() {
         println!("{name}: {score}");
         assert!(score <= LIMIT, "{verdict}");
     }
+}
+
+/// Every line of the examples is a setting that the programs know: those in force, and those that
+/// only show a default.
+#[test]
+fn the_example_settings_are_understood() {
+    for wanted in [Lines::InForce, Lines::All] {
+        let agent = example("agent.toml", wanted);
+        if let Err(error) = toml::from_str::<mesh_agent::config::Settings>(&agent) {
+            panic!("agent.toml: {error}");
+        }
+        let settings = match toml::from_str(&example("coordinator.toml", wanted)) {
+            Ok(settings) => settings,
+            Err(error) => panic!("coordinator.toml: {error}"),
+        };
+        mesh_coordinator::config::Config::new(settings).expect("the settings agree");
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    InForce,
+    All,
+}
+
+fn example(name: &str, wanted: Lines) -> String {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(tests.join("../deploy/config").join(name)).unwrap();
+    let lines = text.lines().map(|line| match line.strip_prefix("# ") {
+        Some(setting) if wanted == Lines::All && is_setting(setting) => setting,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// `name = value`, as against a sentence.
+fn is_setting(text: &str) -> bool {
+    let name = text.split_once(" = ").map_or("", |(name, _)| name);
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
 }
 
 #[test]

@@ -1,0 +1,3 @@
+//! Explores `packet` of targets.rs.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mesh_fuzz::packet(data));
