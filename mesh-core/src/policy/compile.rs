@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::classes::{self, Class, ClassId, Classes, Placed, Shared, TermIndex};
-use super::identity::Atoms;
+use super::identity::{AtomId, Atoms};
 use super::kinds::{self, Twins};
 use super::resolve::{Resolver, Subjects};
 use super::syntax::{Clause, Document};
@@ -102,17 +102,21 @@ pub fn compile(
 }
 
 impl CompiledPolicy {
-    /// The class of any address, nobody's included, as far as policy itself decides it.
-    pub(super) fn class_of(&self, subjects: &Subjects<'_>, address: IpAddr) -> Class {
+    /// The atoms that an address satisfies, nobody's included, as far as policy itself decides it.
+    pub(super) fn key_of(&self, subjects: &Subjects<'_>, address: IpAddr) -> Vec<AtomId> {
         let net = IpNet::from(address);
         let owner = self.addresses.get(&net);
-        let key = match owner.and_then(|id| subjects.nodes.get(id)) {
+        match owner.and_then(|id| subjects.nodes.get(id)) {
             Some(node) => self.atoms.of_address(node, net),
             None => self.atoms.of_net(net),
-        };
+        }
+    }
+
+    /// The class of an address that satisfies those atoms.
+    pub(super) fn class_of(&self, key: &[AtomId]) -> Class {
         let (terms, atoms) = (&self.terms, &self.atoms);
         let shared = &mut Shared::new();
         self.index
-            .class(&key, Identity::UNKNOWN, terms, atoms, shared)
+            .class(key, Identity::UNKNOWN, terms, atoms, shared)
     }
 }

@@ -5,13 +5,11 @@
 //! port ranges, so that whoever looks up needs no precedence at all.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use super::bits::Bits;
 use super::classes::Class;
 use super::compile::CompiledPolicy;
 use super::kinds::Twins;
-use super::resolve::Subjects;
 use super::terms::{Service, Term};
 use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange, Rule};
 use crate::node::NodeId;
@@ -83,17 +81,6 @@ pub(super) fn opens(src: &Class, dst: &Class, terms: &[Term]) -> bool {
 }
 
 impl CompiledPolicy {
-    /// The answers for two addresses, whoever has them.
-    pub(super) fn answers_between(
-        &self,
-        subjects: &Subjects<'_>,
-        src: IpAddr,
-        dst: IpAddr,
-    ) -> Vec<Answer> {
-        let [src, dst] = [src, dst].map(|address| self.class_of(subjects, address));
-        answers(&src, &dst, &self.terms)
-    }
-
     /// The part of the policy that concerns one node; empty for one that is unknown or expired.
     pub fn node(&self, id: NodeId) -> NodePolicy {
         let Some(me) = self.nodes.get(&id) else {

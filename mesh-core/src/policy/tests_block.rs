@@ -4,11 +4,16 @@
 //! destinations of the other family. Whoever resolves to nobody fails: a test that checks nothing
 //! would be worse than none.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::classes::Class;
 use super::compile::CompiledPolicy;
+use super::entries::{self, Answer};
+use super::identity::AtomId;
 use super::ports::{self, DEFAULT_PROTOCOLS, Protocol};
 use super::problem::{Complaints, Spanned};
 use super::resolve::{Extent, Resolver, Subjects};
@@ -27,6 +32,7 @@ pub(super) fn run(
         resolver: Resolver::new(document, *subjects),
         subjects: *subjects,
         compiled,
+        seen: RefCell::default(),
     };
     for test in &document.tests {
         runner.test(test, complaints);
@@ -38,6 +44,18 @@ struct Runner<'a> {
     resolver: Resolver<'a>,
     subjects: Subjects<'a>,
     compiled: &'a CompiledPolicy,
+    seen: RefCell<Seen>,
+}
+
+/// What was found out for one test serves the others: policies have few kinds of ends, and tests
+/// name the same ones over and over.
+#[derive(Default)]
+struct Seen {
+    keys: BTreeMap<Vec<AtomId>, usize>,
+    classes: Vec<Class>,
+    by_address: BTreeMap<IpAddr, usize>,
+    by_selector: BTreeMap<Selector, Vec<IpAddr>>,
+    answers: BTreeMap<(usize, usize), Vec<Answer>>,
 }
 
 impl Runner<'_> {
@@ -127,22 +145,53 @@ impl Runner<'_> {
 
     /// Without a protocol, any of the four defaults will do.
     fn reaches(&self, src: IpAddr, dst: IpAddr, protocol: Protocol, port: u16) -> bool {
-        let tried = protocol.map_or_else(|| DEFAULT_PROTOCOLS.to_vec(), |protocol| vec![protocol]);
-        let answers = self.compiled.answers_between(&self.subjects, src, dst);
-        tried
-            .into_iter()
-            .filter(|&protocol| ports::has_ports(Some(protocol)))
-            .any(|protocol| {
-                answers.iter().any(|answer| {
-                    answer.protocol == protocol
-                        && answer.ports.contains(port)
-                        && answer.action == Action::Accept
-                })
-            })
+        let seen = &mut *self.seen.borrow_mut();
+        let [src, dst] = [src, dst].map(|address| self.class(address, seen));
+        let answers = seen.answers.entry((src, dst)).or_insert_with(|| {
+            let (src, dst) = (&seen.classes[src], &seen.classes[dst]);
+            entries::answers(src, dst, &self.compiled.terms)
+        });
+        answers.iter().any(|answer| {
+            let asked = match protocol {
+                Some(protocol) => answer.protocol == protocol,
+                None => {
+                    DEFAULT_PROTOCOLS.contains(&answer.protocol)
+                        && ports::has_ports(Some(answer.protocol))
+                }
+            };
+            asked && answer.ports.contains(port) && answer.action == Action::Accept
+        })
     }
 
-    /// The nodes' addresses that a selector means; of a literal, its own.
+    fn class(&self, address: IpAddr, seen: &mut Seen) -> usize {
+        if let Some(class) = seen.by_address.get(&address) {
+            return *class;
+        }
+        let key = self.compiled.key_of(&self.subjects, address);
+        let class = *seen.keys.entry(key).or_insert_with_key(|key| {
+            seen.classes.push(self.compiled.class_of(key));
+            seen.classes.len() - 1
+        });
+        seen.by_address.insert(address, class);
+        class
+    }
+
+    /// Of the nodes' addresses that a selector means, one of each class and family; of a literal,
+    /// its own.
     fn addresses(&self, selector: &Selector) -> Vec<IpAddr> {
+        let seen = &mut *self.seen.borrow_mut();
+        if let Some(known) = seen.by_selector.get(selector) {
+            return known.clone();
+        }
+        let mut different = BTreeSet::new();
+        let mut addresses = self.all_addresses(selector);
+        addresses
+            .retain(|address| different.insert((self.class(*address, seen), address.is_ipv4())));
+        seen.by_selector.insert(selector.clone(), addresses.clone());
+        addresses
+    }
+
+    fn all_addresses(&self, selector: &Selector) -> Vec<IpAddr> {
         match self.resolver.extent(selector) {
             Extent::Addresses(set)
                 if matches!(selector, Selector::Prefix(_) | Selector::Host(_)) =>

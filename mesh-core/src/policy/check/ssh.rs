@@ -3,12 +3,16 @@
 //! A tagged node belongs to nobody, so it may not log in where a person's files are; and a
 //! person's own nodes are opened to that person alone.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::node::NodeId;
 
 use super::super::compile::CompiledPolicy;
 use super::super::problem::{Complaints, Spanned};
 use super::super::resolve::{Resolver, Subjects};
 use super::super::selector::{self, Autogroup, Selector};
+use super::super::ssh::SshRule;
 use super::super::syntax::{Document, SshAction, SshClause, SshTest};
 use super::Names;
 
@@ -98,6 +102,7 @@ pub(super) fn run_tests(
         resolver: Resolver::new(document, *subjects),
         subjects: *subjects,
         compiled,
+        rules: RefCell::default(),
     };
     for test in &document.ssh_tests {
         runner.test(test, complaints);
@@ -109,6 +114,8 @@ struct Runner<'a> {
     resolver: Resolver<'a>,
     subjects: Subjects<'a>,
     compiled: &'a CompiledPolicy,
+    /// What was already worked out, by destination.
+    rules: RefCell<BTreeMap<NodeId, Vec<SshRule>>>,
 }
 
 impl Runner<'_> {
@@ -149,8 +156,11 @@ impl Runner<'_> {
     }
 
     fn logins(&self, test: &SshTest, source: NodeId, node: NodeId, complaints: &mut Complaints) {
+        let mut rules = self.rules.borrow_mut();
+        let rules = rules.entry(node).or_insert_with(|| self.compiled.ssh(node));
         let action = |login: &str| {
-            let rule = self.compiled.ssh_login(source, node, login);
+            let mut rules = rules.iter();
+            let rule = rules.find(|rule| rule.matches(source, login));
             rule.map(|rule| rule.action)
         };
         let names = |id: NodeId| self.subjects.nodes[&id].name.to_string();
@@ -212,11 +222,14 @@ impl Runner<'_> {
 
     fn nodes(&self, selector: &Selector) -> Result<Vec<NodeId>, String> {
         let extent = self.resolver.extent(selector);
-        let nodes: Vec<NodeId> = self
-            .subjects
-            .nodes
-            .values()
-            .filter(|node| !node.expired && extent.covers(node))
+        // Rules tell nodes apart by their owners alone, so one of each stands for the others.
+        let mut owners = BTreeSet::new();
+        let nodes = self.subjects.nodes.values();
+        let nodes = nodes.filter(|node| !node.expired && extent.covers(node));
+        let nodes: Vec<NodeId> = nodes
+            .filter(|node| {
+                owners.insert((node.owner.user(), node.owner.tags().collect::<Vec<_>>()))
+            })
             .map(|node| node.id)
             .collect();
         match nodes.is_empty() {
