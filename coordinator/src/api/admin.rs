@@ -19,7 +19,7 @@ use crate::preauth::{self, KeyId, PreAuthKey};
 use crate::registry::Refusal;
 use crate::registry::admin::{self, KeyRequest};
 use crate::sessions::Sessions;
-use crate::store::PolicyText;
+use crate::store::{PolicyText, StoreError};
 use crate::world::{ChangeError, Draft, Handle};
 
 /// Who may use the admin socket besides root and the coordinator's own user.
@@ -409,7 +409,17 @@ impl v1::admin_server::Admin for Admin {
                 "{path} exists; name another file"
             )));
         }
-        let (bytes, generation) = self.world.backup(path).await.map_err(status)?;
+        let made = self.world.backup(path).await;
+        let (bytes, generation) = made.map_err(|error| match error {
+            // The file is the operator's business, so the operator is told all.
+            ChangeError::Store(error @ StoreError::Failed(_)) => {
+                Status::failed_precondition(format!(
+                    "{error}; the coordinator writes the copy as its own user: is the directory \
+                     one that it may write to?"
+                ))
+            }
+            error => status(error),
+        })?;
         info!(bytes, "database backed up");
         Ok(Response::new(v1::BackupResponse {
             bytes,

@@ -3,7 +3,7 @@
 use mesh_api::v1;
 use serde_json::{Value, json};
 
-use super::output::{Output, relative};
+use super::output::{Output, is_past, relative};
 use super::{Admin, Failure, client};
 
 #[derive(Debug, clap::Subcommand)]
@@ -123,8 +123,10 @@ fn row(key: &v1::PreAuthKey) -> Vec<String> {
         "revoked".to_owned()
     } else if key.uses > 0 && !key.reusable {
         "used up".to_owned()
+    } else if is_past(key.expires) {
+        format!("expired {}", relative(key.expires))
     } else {
-        format!("expires {}", relative(key.expires)).replace("expires 0s ago", "expired")
+        format!("expires {}", relative(key.expires))
     };
     vec![
         key.id.to_string(),

@@ -74,14 +74,22 @@ pub(super) fn printable(text: &str) -> String {
 
 /// `3m ago`, `in 2h`: a time beside now, in one unit.
 pub(super) fn relative(at: u64) -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now = now();
     if at > now {
         format!("in {}", duration(at - now))
     } else {
         format!("{} ago", duration(now - at))
     }
+}
+
+pub(super) fn is_past(at: u64) -> bool {
+    at <= now()
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn duration(seconds: u64) -> String {

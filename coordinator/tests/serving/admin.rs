@@ -145,7 +145,7 @@ async fn what_makes_no_sense_is_refused_with_the_next_step() {
     );
     refused(&c, &["key", "revoke", "999"], "key list");
     refused(&c, &["user", "create", "a b"], "without spaces");
-    refused(&c, &["db", "backup", "/proc/nothing/here"], "");
+    refused(&c, &["db", "backup", "/proc/nothing/here"], "may write to");
     let usage = run(&c, &["node", "dance"]);
     assert_eq!(usage.status.code(), Some(2));
 }
