@@ -147,7 +147,9 @@ fn converse(stream: &UnixStream, allowed: u32, host: &Host) -> anyhow::Result<()
                 format!("error {}", one_line(&format!("{error:#}")))
             }
         };
-        writeln!(&*stream, "{answer}").context("answer")?;
+        // In one piece, for readers that take what comes for a line.
+        let answer = format!("{answer}\n");
+        (&*stream).write_all(answer.as_bytes()).context("answer")?;
     }
 }
 
