@@ -282,6 +282,10 @@ impl Sqlite {
     }
 
     pub(super) async fn probe(&mut self, now: UnixTime) -> Result<(), StoreError> {
+        // One row may still fit where a change does not: into what a failed one left of the log.
+        if no_space(&self.path) {
+            return Err(StoreError::Full);
+        }
         let query = sqlx::query("INSERT OR REPLACE INTO probe VALUES (1, ?)");
         let result = bind(query, rows::int(now.0))
             .execute(&mut self.connection)
@@ -485,13 +489,9 @@ fn code(error: &sqlx::Error) -> Option<u32> {
 
 /// Names the failure; a failed write on a disk without space is the disk's fault.
 fn failed(path: &Path, error: sqlx::Error) -> StoreError {
-    let full = || {
-        rustix::fs::statvfs(path.parent().unwrap_or(path))
-            .is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NO_SPACE)
-    };
     match code(&error) {
         Some(13) => StoreError::Full,
-        Some(10) if full() => StoreError::Full,
+        Some(10) if no_space(path) => StoreError::Full,
         Some(5 | 6) => StoreError::Busy,
         Some(11 | 26) => StoreError::Damaged(error.to_string()),
         _ if matches!(
@@ -503,4 +503,9 @@ fn failed(path: &Path, error: sqlx::Error) -> StoreError {
         }
         _ => StoreError::Failed(error.to_string()),
     }
+}
+
+fn no_space(path: &Path) -> bool {
+    rustix::fs::statvfs(path.parent().unwrap_or(path))
+        .is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NO_SPACE)
 }
