@@ -18,6 +18,7 @@ pub(super) fn run(mesh: &mut Mesh, up: Duration) -> Result<Vec<Figure>> {
     scenario::keys::crowd(mesh, &mut check)?;
     scenario::keys::bad(mesh, &mut check)?;
     scenario::restart::run(mesh, &mut check)?;
+    scenario::agent::killed(mesh, &mut check)?;
     scenario::agent::run(mesh, &mut check)?;
     scenario::damage::database(mesh, &mut check)?;
     scenario::damage::agent_state(mesh, &mut check)?;

@@ -30,7 +30,7 @@ fn only_allowed_pairs_reach_each_other() {
 
 #[test]
 fn counters_name_the_reason_and_the_rule() {
-    hold(|mesh, check| scenario::count::run(mesh, check));
+    hold(scenario::count::run);
 }
 
 #[test]
@@ -66,6 +66,11 @@ fn a_killed_coordinator_loses_no_write_and_no_packet() {
 #[test]
 fn agents_start_from_disk_without_a_coordinator() {
     hold(scenario::agent::run);
+}
+
+#[test]
+fn a_killed_agent_lets_nothing_through_and_is_back_at_once() {
+    hold(scenario::agent::killed);
 }
 
 #[test]

@@ -8,6 +8,7 @@
     reason = "a command for a terminal: what it prints is what it is for"
 )]
 
+mod bench;
 mod build_and_load;
 mod build_ebpf;
 mod ci;
@@ -33,6 +34,8 @@ enum Verb {
     Demo(demo::Options),
     /// Run all tests, or one of the five rings.
     Test(test::Options),
+    /// Measure the tunnel next to wireguard-go's.
+    Bench(bench::Options),
     /// Regenerate what is committed and generated.
     Codegen(codegen::Options),
     /// The rules of the house.
@@ -48,6 +51,7 @@ fn main() -> std::process::ExitCode {
         Verb::BuildAndLoad(options) => options.run(),
         Verb::Demo(options) => options.run(),
         Verb::Test(options) => options.run(),
+        Verb::Bench(options) => options.run(),
         Verb::Codegen(options) => options.run(),
         Verb::Tidy(options) => options.run(),
         Verb::Ci(options) => options.run(),

@@ -4,12 +4,13 @@
 //!   operator ──► node         node's agent: kill -9 ... start, from what is on its disk
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::mesh::Mesh;
-use crate::{eventually, scaled};
+use crate::mesh::{Family, Mesh};
+use crate::probe::{Echo, Kind, Stream};
+use crate::{eventually, scaled, until};
 
 use super::{Check, reach};
 
@@ -46,6 +47,59 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
         })
     })
 }
+
+/// How long traffic is watched without an agent.
+const ALONE: Duration = Duration::from_secs(2);
+
+/// `kill -9`. With the kernel's WireGuard traffic flows on as policy has it, without an agent; in
+/// process it stops, and nothing that is denied passes meanwhile.
+pub fn killed(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
+    let kernel = mesh.node("node").status()?["backend"] == "kernel";
+    let to = mesh.node("node").address(Family::V4)?;
+    let allowed = Stream::start(&mesh.node("operator").host, to, Kind::Icmp, PACE)?;
+    until("the allowed flow runs", LIMIT, || {
+        allowed.report().received > 10
+    })?;
+    let denied = Stream::start(&mesh.node("sandbox").host, to, Kind::Udp(9000), PACE)?;
+    let _echo = Echo::start(&mesh.node("node").host, &[Kind::Udp(9000)])?;
+    mesh.node_mut("node").kill()?;
+    std::thread::sleep(scaled(ALONE));
+    if kernel {
+        check.that(
+            "a killed agent's node keeps its allowed traffic, without a loss",
+            || {
+                let report = allowed.report();
+                // The last one may still be on its way.
+                ensure!(report.lost() <= 1, "{report:?}");
+                Ok(())
+            },
+        )?;
+    }
+    let begun = Instant::now();
+    mesh.node_mut("node").restart()?;
+    check.that(
+        "a restarted agent takes over what stands, within two seconds",
+        || {
+            let received = allowed.report().received;
+            until("traffic flows", LIMIT, || {
+                allowed.report().received > received
+            })?;
+            let back = begun.elapsed();
+            ensure!(back <= scaled(LIMIT), "traffic is back after {back:?}");
+            let report = allowed.finish()?;
+            ensure!(!kernel || report.lost() == 0, "{report:?}");
+            Ok(())
+        },
+    )?;
+    check.that("and denied traffic stays denied all the time", || {
+        let report = denied.finish()?;
+        ensure!(report.received == 0, "{report:?}");
+        mesh.settle()
+    })
+}
+
+const PACE: Duration = Duration::from_millis(10);
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// The agent runs without root's rights, and in so much memory.
 pub fn rights(mesh: &Mesh, check: &mut Check) -> Result<()> {

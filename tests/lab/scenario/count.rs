@@ -17,7 +17,7 @@ use super::Check;
 
 const LIMIT: Duration = Duration::from_millis(600);
 
-pub fn run(mesh: &Mesh, check: &mut Check) -> Result<()> {
+pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
     let (node, operator) = (mesh.node("node"), mesh.node("operator"));
     let (sandbox, developer) = (mesh.node("sandbox"), mesh.node("developer"));
     let _echo = Echo::start(&node.host, &[Kind::Tcp(22)])?;
@@ -53,7 +53,11 @@ pub fn run(mesh: &Mesh, check: &mut Check) -> Result<()> {
             Ok(())
         },
     )?;
-    receiver(mesh, check)
+    receiver(mesh, check)?;
+    // Puts the program back.
+    let sandbox = mesh.node_mut("sandbox");
+    sandbox.kill()?;
+    sandbox.restart()
 }
 
 /// Takes the egress program off a sender, as a hostile root would: now the receiver decides.

@@ -28,14 +28,34 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
     );
     mesh.coordinator.set_policy(&open)?;
     mesh.settle()?;
-    let outcome = check.that("a forged inner source address gets nothing through", || {
-        Family::BOTH
-            .into_iter()
-            .try_for_each(|family| forge(mesh, family))
-    });
+    let outcome = forge_all(mesh, check);
     mesh.coordinator.set_policy(&policy)?;
     mesh.settle()?;
     outcome
+}
+
+fn forge_all(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
+    check.that("a forged inner source address gets nothing through", || {
+        Family::BOTH
+            .into_iter()
+            .try_for_each(|family| forge(mesh, family))
+    })?;
+    check.that(
+        "nor when its sender has taken the egress program off",
+        || {
+            ensure!(
+                mesh.node("sandbox").detach_egress()?,
+                "there is no egress program"
+            );
+            Family::BOTH
+                .into_iter()
+                .try_for_each(|family| forge(mesh, family))
+        },
+    )?;
+    // Puts the program back.
+    let sandbox = mesh.node_mut("sandbox");
+    sandbox.kill()?;
+    sandbox.restart()
 }
 
 fn forge(mesh: &Mesh, family: Family) -> Result<()> {
