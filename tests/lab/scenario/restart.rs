@@ -40,7 +40,7 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
         Ok(())
     })?;
     check.that(
-        "agents come back by themselves, and keep their netmap",
+        "agents come back by themselves, and need no whole netmap",
         || {
             eventually(BACK, || {
                 let nodes = mesh.coordinator.nodes()?;
@@ -49,7 +49,11 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
                     "not all nodes are connected"
                 );
                 Ok(())
-            })
+            })?;
+            mesh.settle()?;
+            let full = mesh.coordinator.metric("netmap_full_total")?;
+            ensure!(full == 0, "{full} agents were sent a whole netmap");
+            Ok(())
         },
     )?;
     check.that("no tunnel packet is lost meanwhile", || {

@@ -93,6 +93,8 @@ pub(super) struct Session {
     pub(super) endpoint: Option<Endpoint>,
     pub(super) written_endpoint: Option<SocketAddr>,
     keepalive: Option<u16>,
+    /// To be greeted with the next tick: see [`Self::write_endpoint`].
+    greet: bool,
     preshared_key: Option<[u8; 32]>,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
@@ -124,6 +126,7 @@ impl Session {
             endpoint: None,
             written_endpoint: None,
             keepalive: None,
+            greet: false,
             preshared_key: None,
             rx_bytes: 0,
             tx_bytes: 0,
@@ -148,7 +151,11 @@ impl Session {
         Some(uptime().saturating_sub(self.handshake?))
     }
 
+    /// A peer that we have no session with is greeted once. It may have one with us, of before we
+    /// were restarted, and would send into it for fifteen seconds before it tries a new one
+    /// (REKEY_TIMEOUT + KEEPALIVE_TIMEOUT, WireGuard paper §6.2).
     pub(super) fn write_endpoint(&mut self, to: SocketAddr) {
+        self.greet = self.handshake.is_none();
         self.endpoint = Some(Endpoint::new(to));
         self.written_endpoint = Some(to);
     }
@@ -288,7 +295,8 @@ impl Session {
         let due = self
             .keepalive
             .is_some_and(|seconds| now >= self.last_active + Duration::from_secs(seconds.into()));
-        if due {
+        let greet = std::mem::take(&mut self.greet) && self.handshake.is_none();
+        if due || greet {
             self.encrypt(&[], outbox);
             self.last_active = now;
         }

@@ -84,6 +84,23 @@ fn queued_packets_arrive_in_order_after_the_handshake() {
 }
 
 #[test]
+fn a_peer_is_greeted_once_so_that_it_drops_the_session_of_before_a_restart() {
+    let (mut a, mut b) = (End::new(1, 2), End::new(2, 1));
+    a.tick();
+    assert!(b.take(&mut a).is_empty());
+    assert!(a.take(&mut b).is_empty());
+    assert!(a.handshake_age().is_some());
+    b.send(&packet(1));
+    assert!(b.take(&mut a).is_empty());
+    assert_eq!(tags(&a.take(&mut b)), [1]);
+    let mut silent = End::new(3, 1);
+    silent.tick();
+    assert_eq!(silent.outbox.take_messages().len(), 1);
+    silent.tick();
+    assert_eq!(silent.outbox.take_messages().len(), 0);
+}
+
+#[test]
 fn packets_queued_at_the_responder_arrive_as_well() {
     let (mut a, mut b) = (End::new(1, 2), End::new(2, 1));
     // Both want to talk: b's initiation is lost, a's gets through.
