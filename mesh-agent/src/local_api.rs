@@ -13,7 +13,7 @@ use mesh_api::v1::local_server::{Local, LocalServer};
 use mesh_core::agent::Standing;
 use mesh_core::health::{Condition, Severity};
 use mesh_core::wireguard::{DeviceStatus, PeerStatus};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use crate::eventloop::Command;
@@ -29,6 +29,8 @@ pub use socket::{Caller, bind, serve};
 
 /// Longest time that one ping is waited for.
 const LONGEST_PING: Duration = Duration::from_secs(30);
+/// Pings under way at once: each holds a raw socket, and anybody who may look may ping.
+const MOST_PINGS: usize = 32;
 /// Messages of the user's command are small.
 const LARGEST_REQUEST: usize = 64 << 10;
 
@@ -39,6 +41,7 @@ pub struct Service {
     snapshot: watch::Receiver<Snapshot>,
     handle: watch::Receiver<Option<Handle>>,
     facts: Arc<Facts>,
+    pings: Arc<Semaphore>,
 }
 
 /// What does not change while the agent runs.
@@ -64,6 +67,7 @@ impl Service {
             snapshot,
             handle,
             facts: Arc::new(facts),
+            pings: Arc::new(Semaphore::new(MOST_PINGS)),
         }
     }
 
@@ -166,6 +170,10 @@ impl Local for Service {
             .resolve(&request.target, family)
             .ok_or_else(|| unknown_node(&look, &request.target))?;
         let timeout = Duration::from_millis(request.timeout_ms.into()).min(LONGEST_PING);
+        let _turn = self
+            .pings
+            .try_acquire()
+            .map_err(|_| Status::resource_exhausted("too many pings at once; try again"))?;
         let rtt = ping::once(own_address(&look, address)?, address, timeout).await?;
         let path = match who {
             Whois::Me(_) => "this node".to_owned(),
