@@ -56,11 +56,15 @@ impl Coordinator {
     }
 
     fn wait_until_ready(&mut self) -> Result<Value> {
-        let answer = eventually(START, || self.admin(&["status"]));
-        if answer.is_err() {
-            self.process.check_running()?;
-        }
-        answer.context("wait for the coordinator")
+        // A program that has ended will not answer, however long one waits.
+        let answer = eventually(START, || {
+            if self.process.check_running().is_err() {
+                return Ok(None);
+            }
+            self.admin(&["status"]).map(Some)
+        });
+        self.process.check_running()?;
+        answer?.context("wait for the coordinator")
     }
 
     /// One of its administrator's commands, with `--json`.
