@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::key::{NodeKey, NodePublic};
 use crate::netmap::{Netmap, NodePolicy, Peer};
 use crate::node::{Epoch, Generation};
@@ -83,7 +85,7 @@ pub fn plan(netmap: &Arc<Netmap>, access: Access, local: &Local<'_>, revision: u
                 .pools
                 .each()
                 .into_iter()
-                .chain(netmap.peers.values().flat_map(|peer| peer.routes.clone()))
+                .chain(netmap.peers.values().flat_map(subnet_routes))
                 .collect(),
             table: routes::TABLE,
         },
@@ -104,7 +106,12 @@ fn without_peers(netmap: &Netmap) -> Netmap {
 fn peers(netmap: &Netmap, underlay: &BTreeSet<LocalPrefix>) -> BTreeMap<NodePublic, PeerConfig> {
     let config = |peer: &Peer| PeerConfig {
         endpoint: endpoint(peer, underlay),
-        allowed_ips: peer.allowed_ips().collect(),
+        allowed_ips: peer
+            .addresses
+            .prefixes()
+            .into_iter()
+            .chain(subnet_routes(peer))
+            .collect(),
         keepalive: Some(KEEPALIVE_SECONDS),
     };
     netmap
@@ -113,6 +120,13 @@ fn peers(netmap: &Netmap, underlay: &BTreeSet<LocalPrefix>) -> BTreeMap<NodePubl
         .filter(|peer| peer.key != netmap.me.key)
         .map(|peer| (peer.key, config(peer)))
         .collect()
+}
+
+/// Exit routes (0.0.0.0/0, ::/0) are left out: a node sends its internet traffic through another one
+/// only when its own user says so, and nothing lets the user say so yet.
+fn subnet_routes(peer: &Peer) -> impl Iterator<Item = IpNet> {
+    let routes = peer.routes.iter().copied();
+    routes.filter(|net| net.prefix_len() > 0)
 }
 
 /// Where to try a peer first: in a network that we share, else over IPv4, which more hosts have.

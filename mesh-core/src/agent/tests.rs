@@ -296,3 +296,23 @@ fn nothing_makes_the_loop_spin() {
         assert!(after > before || after.is_none(), "{before:?} {after:?}");
     }
 }
+
+#[test]
+fn an_exit_route_is_not_taken_unasked() {
+    let mut map = netmap(1);
+    let peer = map.peers.get_mut(&NodeId(4)).unwrap();
+    let everything: [ipnet::IpNet; 2] = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
+    peer.routes.extend(everything);
+    let local = desired::Local {
+        key: &keys().node,
+        listen_port: 41641,
+        underlay: &BTreeSet::new(),
+    };
+    let plan = desired::plan(&Arc::new(map), Access::Granted, &local, 1);
+    let subnet = "10.4.0.0/16".parse().unwrap();
+    let allowed = &plan.wireguard.peers[&NodePublic([4; 32])].allowed_ips;
+    assert!(plan.routes.routes.contains(&subnet) && allowed.contains(&subnet));
+    for net in everything {
+        assert!(!plan.routes.routes.contains(&net) && !allowed.contains(&net));
+    }
+}
