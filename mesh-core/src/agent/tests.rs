@@ -301,9 +301,9 @@ fn nothing_makes_the_loop_spin() {
 fn an_exit_route_is_not_taken_unasked() {
     let mut map = netmap(1);
     let peer = map.peers.get_mut(&NodeId(4)).unwrap();
-    let everything: [ipnet::IpNet; 2] = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
+    let everything: [IpNet; 2] = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
     peer.routes.extend(everything);
-    let local = desired::Local {
+    let local = Local {
         key: &keys().node,
         listen_port: 41641,
         underlay: &BTreeSet::new(),
