@@ -148,7 +148,7 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let mut options = Options::parse();
     if options.suites.is_empty() {
-        options.suites = Suite::all();
+        options.suites = Suite::usual();
     }
     let target = target()?;
     let cache = target.join("vm");

@@ -29,8 +29,10 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    pub(crate) fn all() -> Vec<Self> {
-        Self::value_variants().to_vec()
+    /// What runs when no suite is named. A suite joins when it was seen whole on both kernels;
+    /// `conformance` was not yet: `--suite conformance` runs it.
+    pub(crate) fn usual() -> Vec<Self> {
+        vec![Self::Kernel]
     }
 
     fn recipe(self) -> Recipe {
@@ -39,7 +41,7 @@ impl Suite {
                 program: Program::Test("kernel"),
                 arguments: &["--show-output"],
                 environment: &[],
-                limit_seconds: 120,
+                limit_seconds: 300,
             },
             Self::Conformance => Recipe {
                 program: Program::Test("conformance"),
