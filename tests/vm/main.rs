@@ -135,7 +135,7 @@ struct Options {
         default_value = "6.1,6.12"
     )]
     kernels: Vec<String>,
-    /// What to run, as often as wanted; everything otherwise.
+    /// What to run, as often as wanted; otherwise what was seen whole on every kernel.
     #[arg(long = "suite", value_enum)]
     suites: Vec<Suite>,
     /// Understood because every test program is told it; inside, tests run one by one anyway.
