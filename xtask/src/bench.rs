@@ -7,7 +7,7 @@ use crate::{setup, shell};
 
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
-    /// Passed on to the benchmark; `--help` shows what it takes.
+    /// What to measure and how: passed on; `cargo xtask bench -- --help` shows what there is.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

@@ -34,7 +34,7 @@ enum Verb {
     Demo(demo::Options),
     /// Run all tests, or one of the five rings.
     Test(test::Options),
-    /// Measure the tunnel next to wireguard-go's.
+    /// Measure, each thing beside a peer in the same run.
     Bench(bench::Options),
     /// Regenerate what is committed and generated.
     Codegen(codegen::Options),
