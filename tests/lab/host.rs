@@ -224,8 +224,9 @@ fn privileges(id: u32) -> Vec<String> {
 
 const PATH: &str = "PATH=/run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What systemd's units and tmpfiles prepare on a real machine. Arguments: the host's folder, the
-/// programs' folder, the host's name, the agent's and the coordinator's user.
+/// What systemd's units, tmpfiles and udev prepare on a real machine (a TUN device that everybody may
+/// open among it). Arguments: the host's folder, the programs' folder, the host's name, the agent's
+/// and the coordinator's user.
 const PREPARE: &str = r#"
 set -e
 folder=$1 programs=$2 name=$3 agent=$4 coordinator=$5
@@ -239,6 +240,8 @@ mount -t bpf -o mode=0711 bpf /sys/fs/bpf
 mkdir /sys/fs/bpf/mesh-agent
 chown "$agent:$agent" /sys/fs/bpf/mesh-agent
 mount -t tmpfs -o mode=0755 tmpfs /run
+mknod -m 0666 /run/tun c 10 200
+mount --bind /run/tun /dev/net/tun
 mkdir /run/bin /run/mesh-agent /run/wireguard /run/mesh-coordinator /run/netns
 mount --bind "$programs" /run/bin
 chown "$agent:$agent" /run/mesh-agent /run/wireguard

@@ -29,6 +29,17 @@ pub(crate) struct Tun {
     interface: Interface,
 }
 
+/// Where udev runs everybody may open the device: the right that counts is asked for afterwards.
+fn not_open(error: io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "udev opens it to everybody; where there is no udev, chmod 0666 it"
+        }
+        _ => "the userspace backend needs the tun module (modprobe tun)",
+    };
+    anyhow::Error::new(error).context(format!("open {DEVICE}: {remedy}"))
+}
+
 impl Tun {
     /// Creates the device, down. Reads and writes never wait.
     pub(crate) fn create(name: &str) -> anyhow::Result<Self> {
@@ -38,9 +49,7 @@ impl Tun {
             .write(true)
             .custom_flags(OFlags::NONBLOCK.union(OFlags::CLOEXEC).bits().cast_signed())
             .open(DEVICE)
-            .with_context(|| {
-                format!("open {DEVICE}: the userspace backend needs the tun module (modprobe tun)")
-            })?;
+            .map_err(not_open)?;
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         sys::tun_set_iff(&file, name, flags).with_context(|| {
             format!(
