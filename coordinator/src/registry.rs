@@ -4,7 +4,7 @@
 //! checked is still true when it writes: a one-off key cannot be used twice, a name or an address
 //! cannot be given twice. It checks everything first and writes last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -145,6 +145,7 @@ pub fn enroll(draft: &mut Draft, request: Enrolment) -> Result<Arc<Node>, Refusa
                 expires,
                 expired: false,
                 host: request.host,
+                attributes: BTreeMap::new(),
             }
         }
     };

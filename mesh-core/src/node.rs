@@ -3,7 +3,7 @@
 //! Text from outside becomes one of these types at the door or is refused there, so that no later
 //! code asks whether a name is safe to put into a DNS zone or a log line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -72,6 +72,14 @@ pub enum InvalidName {
     Tag(String),
     #[error("a user name is 1 to 254 printable characters without spaces: {0:?}")]
     User(String),
+    #[error(
+        "a role is one of owner, admin, network-admin, it-admin, billing-admin, auditor, member: {0:?}"
+    )]
+    Role(String),
+    #[error(
+        "an attribute is \"ip:country\" or \"custom:NAME\", NAME of 1 to 50 letters, digits and '_': {0:?}"
+    )]
+    Attribute(String),
 }
 
 /// A node's name in the mesh: one DNS label (RFC 1123, section 2.1), lower case.
@@ -181,6 +189,97 @@ impl UserName {
     }
 }
 
+/// What a person may administer. Policy names those who hold a role by `autogroup:ROLE`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Role {
+    Owner,
+    Admin,
+    NetworkAdmin,
+    ItAdmin,
+    BillingAdmin,
+    Auditor,
+    /// None of the others.
+    #[default]
+    Member,
+}
+
+impl Role {
+    pub const ALL: [Self; 7] = [
+        Self::Owner,
+        Self::Admin,
+        Self::NetworkAdmin,
+        Self::ItAdmin,
+        Self::BillingAdmin,
+        Self::Auditor,
+        Self::Member,
+    ];
+
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let known = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        known.ok_or_else(|| InvalidName::Role(text.to_owned()))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Admin => "admin",
+            Self::NetworkAdmin => "network-admin",
+            Self::ItAdmin => "it-admin",
+            Self::BillingAdmin => "billing-admin",
+            Self::Auditor => "auditor",
+            Self::Member => "member",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A posture attribute that the coordinator keeps: `custom:NAME`, set by an administrator, or
+/// `ip:country`. What begins with `node:` comes from [`HostInfo`] and is no such name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttributeName(String);
+
+impl AttributeName {
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let custom = text.strip_prefix("custom:").is_some_and(|name| {
+            (1..=50).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        });
+        if custom || text == "ip:country" {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName::Attribute(text.to_owned()))
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What an attribute can be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum AttributeValue {
+    /// Compared as a version where it is ordered: number by number, `1.10` after `1.9`.
+    Text(String),
+    Number(i64),
+    Bool(bool),
+}
+
+impl fmt::Display for AttributeValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => text.fmt(f),
+            Self::Number(number) => number.fmt(f),
+            Self::Bool(value) => value.fmt(f),
+        }
+    }
+}
+
 macro_rules! text {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -196,7 +295,7 @@ macro_rules! text {
         }
     )*};
 }
-text!(Name, Tag, UserName);
+text!(Name, Tag, UserName, AttributeName);
 
 /// A node's own two mesh addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -275,6 +374,8 @@ pub struct Node {
     /// The coordinator's clock passed `expires`: nobody sees the node and it sees nobody.
     pub expired: bool,
     pub host: HostInfo,
+    /// What policy's postures may ask beside [`HostInfo`].
+    pub attributes: BTreeMap<AttributeName, AttributeValue>,
 }
 
 impl Node {
@@ -299,6 +400,9 @@ pub struct User {
     pub id: UserId,
     pub name: UserName,
     pub display_name: String,
+    /// What the identity provider said at the last login; policy names them by `idp:NAME`.
+    pub idp_groups: BTreeSet<String>,
+    pub role: Role,
     pub created: UnixTime,
 }
 
@@ -333,6 +437,14 @@ mod tests {
     }
 
     #[test]
+    fn a_role_reads_back_as_it_prints() {
+        for role in Role::ALL {
+            assert_eq!(Role::parse(&role.to_string()), Ok(role));
+        }
+        assert!(Role::parse("root").is_err());
+    }
+
+    #[test]
     fn unsafe_names_are_refused() {
         for bad in [
             "",
@@ -349,6 +461,9 @@ mod tests {
         }
         for bad in ["", "tag:", "tag:1", "node", "tag:a b", "tag:a\n"] {
             assert!(Tag::parse(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["custom:", "custom:a b", "node:os", "ip:city", "score"] {
+            assert!(AttributeName::parse(bad).is_err(), "{bad:?}");
         }
     }
 }

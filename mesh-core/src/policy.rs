@@ -46,7 +46,7 @@ pub use compile::{CompiledPolicy, compile};
 pub use explain::Decision;
 pub use hujson::MAX_SIZE;
 pub use problem::{Problem, Problems, Span};
-pub use resolve::Subjects;
+pub use resolve::{Subjects, tells_apart};
 pub use ssh::SshRule;
 pub use syntax::{Document, SshAction};
 

@@ -108,5 +108,6 @@ fn node(row: &Value) -> Result<Node> {
         expires: None,
         expired: false,
         host: HostInfo::default(),
+        attributes: BTreeMap::new(),
     })
 }

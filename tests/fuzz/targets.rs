@@ -35,8 +35,8 @@ use mesh_core::dns::{Config, Zone};
 use mesh_core::key::{MachineKey, MachinePublic, NodeKey, NodePublic};
 use mesh_core::netmap::{Action, Entry, EntryKey, Me, Netmap, NodePolicy, Peer, PortRange, Rule};
 use mesh_core::node::{
-    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Tag, UnixTime, User,
-    UserId, UserName,
+    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime,
+    User, UserId, UserName,
 };
 use mesh_core::policy::{self, Document, Subjects};
 use mesh_core::world::{Mesh, Pools};
@@ -384,6 +384,8 @@ fn users() -> BTreeMap<UserId, Arc<User>> {
             id: UserId(id),
             name: UserName::parse(name).unwrap(),
             display_name: String::new(),
+            idp_groups: BTreeSet::new(),
+            role: Role::default(),
             created: UnixTime(0),
         };
         (user.id, Arc::new(user))
@@ -415,6 +417,7 @@ fn nodes() -> BTreeMap<NodeId, Arc<Node>> {
             expires: None,
             expired: false,
             host: HostInfo::default(),
+            attributes: BTreeMap::new(),
         };
         (node.id, Arc::new(node))
     };

@@ -125,6 +125,7 @@ impl Coordinator {
             expires: None,
             expired: false,
             host: HostInfo::default(),
+            attributes: BTreeMap::new(),
         };
         self.change(|world| drop(world.nodes.insert(id, Arc::new(node))));
         id

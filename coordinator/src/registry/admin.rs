@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::node::{Name, Node, NodeId, Owner, Tag, UnixTime, User, UserId, UserName};
+use mesh_core::node::{Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName};
 use mesh_core::policy::{self, Document, Problems, Subjects};
 use mesh_core::world::World;
 
@@ -148,6 +148,8 @@ pub fn create_user(
         id: UserId(draft.next_id()),
         name,
         display_name: printable.take(128).collect(),
+        idp_groups: BTreeSet::new(),
+        role: Role::default(),
         created: draft.now,
     };
     Ok(draft.put_user(user))

@@ -4,12 +4,12 @@
 //! kinds and lengths included, so the sum that was written can be computed again from what SQLite
 //! gives back, before anything is decoded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
 use mesh_core::node::{
-    Addresses, HostInfo, Name, Node, NodeId, Owner, Tag, UnixTime, User, UserId, UserName,
+    Addresses, HostInfo, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -279,6 +279,8 @@ pub(super) fn read_user(row: &mut Columns) -> Result<User, Unreadable> {
         id: UserId(row.int("id")?),
         name: UserName::parse(&row.text("name")?).map_err(|_| Unreadable("name"))?,
         display_name: row.text("display_name")?,
+        idp_groups: BTreeSet::new(),
+        role: Role::default(),
         created: UnixTime(row.int("created")?),
     })
 }
@@ -304,6 +306,7 @@ pub(super) fn read_node(row: &mut Columns) -> Result<Node, Unreadable> {
         host: serde_json::from_str::<Host>(&row.text("host")?)
             .map_err(|_| Unreadable("host"))?
             .into(),
+        attributes: BTreeMap::new(),
     })
 }
 
@@ -460,6 +463,7 @@ mod tests {
                 hostname: "gpu \"1\"".to_owned(),
                 ..HostInfo::default()
             },
+            attributes: BTreeMap::new(),
         };
         let values = node(&written);
         assert_eq!(values.len(), NODE.columns);

@@ -76,7 +76,7 @@ impl Draft {
         let old = self.world.nodes.insert(node.id, node.clone());
         self.stale_policy |= old
             .as_ref()
-            .is_none_or(|old| for_policy(old) != for_policy(&node));
+            .is_none_or(|old| policy::tells_apart(old, &node));
         match &old {
             Some(old) if for_peers(old) == for_peers(&node) => {}
             old => {
@@ -177,17 +177,6 @@ impl Draft {
     }
 }
 
-/// What of a node the policy looks at.
-fn for_policy(node: &Node) -> impl PartialEq + '_ {
-    (
-        &node.owner,
-        node.addresses,
-        node.expired,
-        &node.advertised_routes,
-        &node.approved_routes,
-    )
-}
-
 /// What of a node its own netmap or another's holds.
 fn for_peers(node: &Node) -> impl PartialEq + '_ {
     let Node {
@@ -205,6 +194,7 @@ fn for_peers(node: &Node) -> impl PartialEq + '_ {
         expires,
         expired,
         host: _,
+        attributes: _,
     } = node;
     (
         (id, name, key, owner, addresses, endpoints),

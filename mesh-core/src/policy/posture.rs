@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use crate::node::Node;
+use crate::node::{AttributeValue as Value, Node};
 
 /// `ATTRIBUTE OPERATOR VALUE`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,15 +34,6 @@ enum Comparison {
     AtLeast,
 }
 
-/// What an attribute can be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Value {
-    /// Compared as a version where it is ordered: number by number, `1.10` after `1.9`.
-    Text(String),
-    Number(i64),
-    Bool(bool),
-}
-
 /// Attributes by name: `node:os`.
 pub(super) type Attributes = BTreeMap<String, Value>;
 
@@ -61,6 +52,8 @@ pub(super) fn attributes(node: &Node) -> Attributes {
         .collect();
     let seen = i64::try_from(node.created.0).unwrap_or(i64::MAX);
     attributes.insert("node:firstSeen".to_owned(), Value::Number(seen));
+    let kept = node.attributes.iter();
+    attributes.extend(kept.map(|(name, value)| (name.as_str().to_owned(), value.clone())));
     attributes
 }
 

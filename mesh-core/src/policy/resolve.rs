@@ -13,7 +13,7 @@ use super::ipsets::{self, IpSets};
 use super::posture;
 use super::selector::{Autogroup, Selector};
 use super::syntax::Document;
-use crate::node::{Node, NodeId, Tag, User, UserId};
+use crate::node::{HostInfo, Node, NodeId, Tag, User, UserId};
 use crate::world::{Pools, World};
 
 /// Whom a policy is about.
@@ -32,6 +32,48 @@ impl<'a> From<&'a World> for Subjects<'a> {
             pools: &world.mesh.pools,
         }
     }
+}
+
+/// Whether policy can tell the node from what it was. Where it cannot, nothing changes for anybody.
+pub fn tells_apart(old: &Node, new: &Node) -> bool {
+    let Node {
+        id,
+        name: _,
+        machine: _,
+        key: _,
+        owner,
+        addresses,
+        endpoints: _,
+        advertised_routes,
+        approved_routes,
+        ephemeral: _,
+        created,
+        expires: _,
+        expired,
+        host:
+            HostInfo {
+                hostname: _,
+                os,
+                os_version,
+                kernel,
+                agent_version,
+                backend: _,
+            },
+        attributes,
+    } = new;
+    let same = *id == old.id
+        && *owner == old.owner
+        && *addresses == old.addresses
+        && *advertised_routes == old.advertised_routes
+        && *approved_routes == old.approved_routes
+        && *created == old.created
+        && *expired == old.expired
+        && *os == old.host.os
+        && *os_version == old.host.os_version
+        && *kernel == old.host.kernel
+        && *agent_version == old.host.agent_version
+        && *attributes == old.attributes;
+    !same
 }
 
 /// What a selector covers.

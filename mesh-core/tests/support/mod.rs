@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::node::{
-    Addresses, HostInfo, Name, Node, NodeId, Owner, Tag, UnixTime, User, UserId, UserName,
+    Addresses, HostInfo, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName,
 };
 use mesh_core::policy::{CompiledPolicy, Document, Problems, Subjects, check, compile};
 use mesh_core::world::Pools;
@@ -39,6 +39,8 @@ impl Mesh {
             id,
             name: UserName::parse(login).unwrap(),
             display_name: String::new(),
+            idp_groups: BTreeSet::new(),
+            role: Role::default(),
             created: UnixTime(0),
         };
         self.users.insert(id, Arc::new(user));
@@ -84,6 +86,7 @@ impl Mesh {
             expires: None,
             expired: false,
             host: HostInfo::default(),
+            attributes: BTreeMap::new(),
         };
         self.nodes.insert(id, Arc::new(node));
         id
