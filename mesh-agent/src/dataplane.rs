@@ -27,7 +27,7 @@ mod tables;
 
 pub use attach::Standing;
 pub use loader::{AttachError, Dataplane, Foreign, Options};
-pub use mesh_common::event::DropEvent;
+pub use mesh_common::event::{EventKind, FlowEvent};
 pub use tables::ApplyError;
 
 /// How many packets met which end.
@@ -38,9 +38,9 @@ pub struct Counters {
     /// By rule: flows that it admitted, or packets that it refused. What an admitted flow carries is
     /// not in here.
     pub rules: BTreeMap<RuleId, Count>,
-    /// Drops of which no event tells, because nobody read fast enough.
-    pub events_lost: u64,
+    /// What no event tells of, because there was too much of it or nobody read fast enough.
+    pub events_lost: BTreeMap<EventKind, u64>,
 }
 
-/// Drop events that wait for their reader: a second of a modest flood.
+/// Events that wait for their reader.
 const EVENT_QUEUE: usize = 4_096;

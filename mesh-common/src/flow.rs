@@ -67,6 +67,8 @@ pub mod flags {
     pub const RESET: u32 = 16;
     /// A tombstone: judged again under [`super::FlowState::generation`], and denied.
     pub const DENIED: u32 = 32;
+    /// Established, wherever it found room: [`super::Stage`] says which table holds it.
+    pub const CONFIRMED: u32 = 64;
 }
 
 /// The value of `ct_new` and `ct_est`: one cache line.
@@ -77,7 +79,8 @@ pub struct FlowEntry {
     /// By [`Direction`]; GSO super-packets count as their segments.
     pub packets: [u32; 2],
     pub bytes: [u64; 2],
-    pub spare: u64,
+    /// When the flow was opened, in nanoseconds of the monotonic clock.
+    pub opened: u64,
 }
 
 /// Under which a first fragment leaves its ports.
@@ -109,7 +112,7 @@ const _: () = assert!(size_of::<FlowEntry>() == 64);
 const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<FragmentEntry>() == 16);
 
-/// Which table holds a flow: `ct_new` until it is confirmed, `ct_est` after.
+/// Which table holds a flow: `ct_new` until it is confirmed, `ct_est` after, if there is room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
     HalfOpen,

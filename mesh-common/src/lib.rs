@@ -5,10 +5,12 @@
 //! network order (an LPM trie compares bits in memory order), and numbers are only ever appended.
 //!
 //! Reading order: [`addr`], [`identity`] and [`policy`] are what user space writes, [`packet`] turns
-//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, and [`verdict`] decides.
+//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`budget`] how many a peer may
+//! have, and [`verdict`] decides. [`event`] is what user space is told.
 #![no_std]
 
 pub mod addr;
+pub mod budget;
 pub mod event;
 pub mod flow;
 pub mod identity;

@@ -4,11 +4,13 @@
 //! mean. So the number below is part of the pin path: two layouts never meet.
 
 use crate::addr::Prefix;
+use crate::budget::{Bucket, PeerFreed, PeerLoad};
+use crate::event::{DenyEntry, DenyKey, EventKind};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -19,11 +21,31 @@ pub const CT_NEW: &str = "ct_new";
 pub const FRAG: &str = "frag";
 pub const RULE_CTR: &str = "rule_ctr";
 pub const REASON_CTR: &str = "reason_ctr";
+pub const PEER_LOAD: &str = "peer_load";
+pub const PEER_FREED: &str = "peer_freed";
+pub const DENY_AGG: &str = "deny_agg";
 pub const EVENTS: &str = "events";
+/// By [`EventKind`]: what may still be told, and what could not be.
+pub const EVENT_TOKENS: &str = "ev_tokens";
+pub const EVENT_LOST: &str = "ev_lost";
 
 /// Every map that is pinned and adopted.
-pub const PINNED: [&str; 10] = [
-    CFG, ID_EXACT, ID_CIDR, POL, CT_EST, CT_NEW, FRAG, RULE_CTR, REASON_CTR, EVENTS,
+pub const PINNED: [&str; 15] = [
+    CFG,
+    ID_EXACT,
+    ID_CIDR,
+    POL,
+    CT_EST,
+    CT_NEW,
+    FRAG,
+    RULE_CTR,
+    REASON_CTR,
+    PEER_LOAD,
+    PEER_FREED,
+    DENY_AGG,
+    EVENTS,
+    EVENT_TOKENS,
+    EVENT_LOST,
 ];
 
 /// Sizes of a map's key and value in bytes: what a pinned map is known by.
@@ -50,6 +72,11 @@ impl Shape {
             CT_EST | CT_NEW => Self::new::<FlowKey, FlowEntry>(),
             FRAG => Self::new::<FragmentKey, FragmentEntry>(),
             RULE_CTR | REASON_CTR => Self::new::<u32, Count>(),
+            PEER_LOAD => Self::new::<u32, PeerLoad>(),
+            PEER_FREED => Self::new::<u32, PeerFreed>(),
+            DENY_AGG => Self::new::<DenyKey, DenyEntry>(),
+            EVENT_TOKENS => Self::new::<u32, Bucket>(),
+            EVENT_LOST => Self::new::<u32, u64>(),
             POL => Self::new::<u32, u32>(),
             // A ring buffer has neither.
             _ => Self { key: 0, value: 0 },
@@ -73,8 +100,15 @@ pub const FLOW_CAPACITY: u32 = 65_536;
 pub const FRAGMENT_CAPACITY: u32 = 8_192;
 /// Rules that one node's policy names; memory is taken only for what is there.
 pub const RULE_CAPACITY: u32 = 65_536;
-/// Bytes of the ring buffer: 16,384 drop events.
+/// Peers that have ever had a flow here; memory is taken only for what is there.
+pub const PEER_CAPACITY: u32 = 32_768;
+/// Kinds of denial ([`DenyKey`]); those not seen for long make room.
+pub const DENY_CAPACITY: u32 = 8_192;
+/// Bytes of the ring buffer: 8,738 events.
 pub const EVENTS_BYTES: u32 = 1 << 20;
+/// Slots of `ev_tokens` and `ev_lost`: room for kinds to come.
+pub const EVENT_SLOTS: u32 = 16;
+const _: () = assert!(EventKind::ALL.len() as u32 <= EVENT_SLOTS);
 
 /// The one value of `cfg`. All zero, as the kernel makes it, drops everything.
 #[repr(C)]
@@ -87,7 +121,15 @@ pub struct Config {
     /// Greatest MSS that a SYN may carry, by family; 0 leaves it alone.
     pub mss_v4: u16,
     pub mss_v6: u16,
-    pub spare: [u32; 13],
+    /// Flows in `ct_est` that one peer may have opened here, or this node there: a quarter of all.
+    pub peer_flows: u32,
+    /// Until then, in nanoseconds of the monotonic clock, a TCP packet in the middle of a connection
+    /// may make its flow anew: the programs came to a host that had connections already.
+    pub pickup_until: u64,
+    /// The monotonic clock when the kernel's tick counter was 0, and nanoseconds per tick.
+    pub clock_base: u64,
+    pub clock_tick: u32,
+    pub spare: [u32; 7],
 }
 
 impl Config {
@@ -118,8 +160,6 @@ impl core::ops::AddAssign for Count {
 pub const REASON_SLOTS: u32 = 256;
 /// What was passed counts as reason 0.
 pub const PASSED: u8 = 0;
-/// Events that found the ring buffer full count as this one.
-const EVENTS_LOST: u8 = 127;
 
 /// Where `reason_ctr` counts packets of one outcome and direction.
 #[inline(always)]
@@ -129,10 +169,4 @@ pub const fn reason_slot(drop: Option<DropReason>, direction: Direction) -> u32 
         Some(reason) => reason as u8,
     };
     number as u32 * 2 + direction as u32
-}
-
-/// Where `reason_ctr` counts the drops that no event tells of.
-#[inline(always)]
-pub const fn events_lost_slot(direction: Direction) -> u32 {
-    EVENTS_LOST as u32 * 2 + direction as u32
 }

@@ -7,6 +7,8 @@
 use aya::Pod;
 
 use crate::addr::Prefix;
+use crate::budget::{Bucket, PeerFreed, PeerLoad};
+use crate::event::{DenyEntry, DenyKey};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::maps::{Config, Count};
 use crate::policy::{PolicyEntry, PolicyKey, RuleId};
@@ -22,13 +24,18 @@ macro_rules! pod {
 
 pod!(
     Address,
+    Bucket,
     Config,
     Count,
+    DenyEntry,
+    DenyKey,
     FlowEntry,
     FlowKey,
     FragmentEntry,
     FragmentKey,
     IdentityEntry,
+    PeerFreed,
+    PeerLoad,
     PolicyEntry,
     PolicyKey,
     Prefix,

@@ -6,6 +6,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{ArrayOfMaps, LpmTrie};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
+use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
+use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::{Address, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
@@ -48,6 +50,24 @@ pub static RULE_CTR: PerCpuHashMap<u32, Count> =
 
 #[map(name = "reason_ctr")]
 pub static REASON_CTR: PerCpuArray<Count> = PerCpuArray::with_max_entries(maps::REASON_SLOTS, 0);
+
+#[map(name = "peer_load")]
+pub static PEER_LOAD: HashMap<u32, PeerLoad> =
+    HashMap::with_max_entries(maps::PEER_CAPACITY, BPF_F_NO_PREALLOC);
+
+#[map(name = "peer_freed")]
+pub static PEER_FREED: HashMap<u32, PeerFreed> =
+    HashMap::with_max_entries(maps::PEER_CAPACITY, BPF_F_NO_PREALLOC);
+
+#[map(name = "deny_agg")]
+pub static DENY_AGG: LruHashMap<DenyKey, DenyEntry> =
+    LruHashMap::with_max_entries(maps::DENY_CAPACITY, 0);
+
+#[map(name = "ev_tokens")]
+pub static EVENT_TOKENS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(maps::EVENT_SLOTS, 0);
+
+#[map(name = "ev_lost")]
+pub static EVENT_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(maps::EVENT_SLOTS, 0);
 
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);

@@ -1,12 +1,12 @@
 //! Counters by reason and rule, events, and aya-log.
 
 use aya_log_ebpf::info;
-use mesh_common::event::DropEvent;
+use mesh_common::event::{EventKind, FlowEvent};
 use mesh_common::flow::FlowKey;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Effect, Facts, Verdict};
 
-use crate::maps::{EVENTS, REASON_CTR, RULE_CTR};
+use crate::maps::{EVENT_LOST, EVENTS, REASON_CTR, RULE_CTR};
 use crate::tables::Meta;
 
 /// Every packet counts by outcome. Rules count the flows that they admitted and the packets that they
@@ -41,27 +41,27 @@ unsafe fn add(count: *mut Count, meta: &Meta) {
 /// Tells the agent of a dropped packet.
 #[inline(never)]
 pub fn report(key: &FlowKey, tcp: u8, verdict: &Verdict, meta: &Meta) {
-    let Some(mut event) = EVENTS.reserve::<DropEvent>(0) else {
-        let lost = maps::events_lost_slot(meta.direction);
-        if let Some(count) = REASON_CTR.get_ptr_mut(lost) {
+    let Some(mut event) = EVENTS.reserve::<FlowEvent>(0) else {
+        if let Some(count) = EVENT_LOST.get_ptr_mut(EventKind::Denied as u32) {
             // SAFETY: the slot of this CPU.
-            unsafe { add(count, meta) };
+            unsafe { *count += 1 };
         }
         return;
     };
-    event.write(DropEvent {
+    event.write(FlowEvent {
         time: meta.now,
-        remote: key.remote,
-        local: key.local,
-        remote_port: key.remote_port,
-        local_port: key.local_port,
-        proto: key.proto,
+        first: meta.now,
+        bytes: [meta.bytes, meta.bytes],
+        packets: [u64::from(meta.segments), u64::from(meta.segments)],
+        key: *key,
+        remote: verdict.remote,
+        local: verdict.local,
+        rule: verdict.rule,
+        peer: verdict.state.peer,
+        kind: EventKind::Denied as u8,
         direction: meta.direction as u8,
         reason: number(verdict),
         tcp,
-        remote_identity: verdict.remote,
-        local_identity: verdict.local,
-        rule: verdict.rule,
         length: meta.bytes as u32,
     });
     event.submit(0);

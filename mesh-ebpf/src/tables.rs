@@ -60,7 +60,7 @@ impl Tables {
             state: verdict.state,
             packets: [0; 2],
             bytes: [0; 2],
-            spare: 0,
+            opened: meta.now,
         };
         let continues = match stage {
             Stage::Established if established.is_null() => half_open,
@@ -73,6 +73,7 @@ impl Tables {
             unsafe {
                 entry.packets = (*continues).packets;
                 entry.bytes = (*continues).bytes;
+                entry.opened = (*continues).opened;
             }
         }
         match facts.direction {

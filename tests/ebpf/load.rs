@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use aya_log::EbpfLogger;
 use clap::{Parser, ValueEnum};
-use mesh_agent::dataplane::{Counters, Dataplane, DropEvent, Foreign, Options};
+use mesh_agent::dataplane::{Counters, Dataplane, EventKind, FlowEvent, Foreign, Options};
 use mesh_common::{Direction, DropReason};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -125,18 +125,19 @@ fn link(interface: &str) -> Result<Link> {
     }
 }
 
-fn describe(event: &DropEvent) -> String {
-    let reason = event.reason().map_or("unknown reason", DropReason::name);
+fn describe(event: &FlowEvent) -> String {
+    let kind = event.kind().map_or("unknown event", EventKind::name);
+    let reason = event.reason().map_or("", DropReason::name);
     format!(
-        "{:7} drop  {reason}: proto {} remote {}:{} local {}:{} identities {} {} rule {} bytes {}",
+        "{:7} {kind} {reason}: proto {} remote {}:{} local {}:{} identities {} {} rule {} bytes {}",
         event.direction().name(),
-        event.proto,
-        event.remote,
-        event.remote_port.get(),
-        event.local,
-        event.local_port.get(),
-        event.remote_identity.0,
-        event.local_identity.0,
+        event.key.proto,
+        event.key.remote,
+        event.key.remote_port.get(),
+        event.key.local,
+        event.key.local_port.get(),
+        event.remote.0,
+        event.local.0,
         event.rule.0,
         event.length,
     )
@@ -151,7 +152,9 @@ fn summarise(counters: &Counters) {
     for ((direction, reason), count) in &counters.dropped {
         println!("{:7} {reason}: {} packets", direction.name(), count.packets);
     }
-    if counters.events_lost > 0 {
-        println!("{} drops were too many to tell of", counters.events_lost);
+    for (kind, lost) in &counters.events_lost {
+        if *lost > 0 {
+            println!("{lost} events ({}) were too many to tell of", kind.name());
+        }
     }
 }

@@ -4,8 +4,8 @@ use aya::maps::PerCpuValues;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Direction, DropReason};
 
-use super::Counters;
 use super::tables::{ApplyError, Kernel};
+use super::{Counters, EventKind};
 
 impl Kernel {
     pub(super) fn counters(&self) -> Result<Counters, ApplyError> {
@@ -25,7 +25,11 @@ impl Kernel {
                     counters.dropped.insert((direction, *reason), count);
                 }
             }
-            counters.events_lost += slot(maps::events_lost_slot(direction))?.packets;
+        }
+        for kind in EventKind::ALL {
+            let lost = self.events_lost.get(&(kind as u32), 0);
+            let lost = lost.map_err(ApplyError::at("read a counter"))?;
+            counters.events_lost.insert(kind, lost.iter().sum());
         }
         let rules = self
             .rules()

@@ -1,4 +1,4 @@
-//! Drop events from the kernel's ring buffer to whoever reads the channel.
+//! Events from the kernel's ring buffer to whoever reads the channel.
 //!
 //! The channel is bounded and the ring is the buffer: while nobody reads, the task waits, the ring
 //! fills, and the packet path counts what it could not tell.
@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Map, MapData, RingBuf};
-use mesh_common::event::DropEvent;
+use mesh_common::event::FlowEvent;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug_span, warn};
@@ -16,23 +16,23 @@ use super::EVENT_QUEUE;
 use crate::sys;
 
 /// Reads until the receiver is dropped. Needs a tokio runtime.
-pub(super) fn read(map: Map) -> io::Result<mpsc::Receiver<DropEvent>> {
+pub(super) fn read(map: Map) -> io::Result<mpsc::Receiver<FlowEvent>> {
     let ring = RingBuf::try_from(map).map_err(io::Error::other)?;
     let watch = sys::watch(ring.as_fd().try_clone_to_owned()?)?;
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
     let task = async move {
         if let Err(error) = forward(ring, &watch, &sender).await {
-            warn!(%error, "read drop events");
+            warn!(%error, "read events");
         }
     };
-    tokio::spawn(task.instrument(debug_span!("drop_events")));
+    tokio::spawn(task.instrument(debug_span!("events")));
     Ok(receiver)
 }
 
 async fn forward(
     mut ring: RingBuf<MapData>,
     watch: &AsyncFd<OwnedFd>,
-    sender: &mpsc::Sender<DropEvent>,
+    sender: &mpsc::Sender<FlowEvent>,
 ) -> io::Result<()> {
     loop {
         let mut ready = tokio::select! {
@@ -41,7 +41,7 @@ async fn forward(
         };
         ready.clear_ready();
         while let Some(record) = ring.next() {
-            let Some(event) = DropEvent::from_bytes(&record) else {
+            let Some(event) = FlowEvent::from_bytes(&record) else {
                 continue;
             };
             drop(record);

@@ -20,7 +20,7 @@ use super::events;
 use super::guard::Guards;
 use super::probe;
 use super::tables::{ApplyError, Kernel};
-use super::{Counters, DropEvent};
+use super::{Counters, FlowEvent};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -183,8 +183,8 @@ impl Dataplane {
         self.kernel.counters()
     }
 
-    /// Dropped packets from now on; `None` if asked before. Needs a tokio runtime.
-    pub fn events(&mut self) -> io::Result<Option<mpsc::Receiver<DropEvent>>> {
+    /// What becomes of flows and packets from now on; `None` if asked before. Needs a tokio runtime.
+    pub fn events(&mut self) -> io::Result<Option<mpsc::Receiver<FlowEvent>>> {
         self.events.take().map(events::read).transpose()
     }
 

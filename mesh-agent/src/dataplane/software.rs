@@ -20,7 +20,7 @@ use mesh_common::{
 use mesh_core::dataplane::Tables;
 use tokio::sync::mpsc;
 
-use super::{Counters, DropEvent, EVENT_QUEUE};
+use super::{Counters, EVENT_QUEUE, EventKind, FlowEvent};
 
 /// A filter that any thread may ask.
 #[derive(Debug)]
@@ -59,8 +59,8 @@ impl Filter {
         self.engine().counters.clone()
     }
 
-    /// Dropped packets from now on. Whoever asks last gets them.
-    pub fn events(&self) -> mpsc::Receiver<DropEvent> {
+    /// What becomes of flows and packets from now on. Whoever asks last gets them.
+    pub fn events(&self) -> mpsc::Receiver<FlowEvent> {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
         self.engine().events = Some(sender);
         receiver
@@ -97,7 +97,7 @@ pub struct Engine {
     ages: VecDeque<FlowKey>,
     fragments: HashMap<FragmentKey, FragmentEntry>,
     counters: Counters,
-    events: Option<mpsc::Sender<DropEvent>>,
+    events: Option<mpsc::Sender<FlowEvent>>,
 }
 
 impl Engine {
@@ -244,24 +244,30 @@ impl Engine {
         let Some(events) = &self.events else {
             return;
         };
-        let event = DropEvent {
+        let mut event = FlowEvent {
             time: now,
-            remote: key.remote,
-            local: key.local,
-            remote_port: key.remote_port,
-            local_port: key.local_port,
-            proto: key.proto,
+            first: now,
+            bytes: [0; 2],
+            packets: [0; 2],
+            key: *key,
+            remote: verdict.remote,
+            local: verdict.local,
+            rule: verdict.rule,
+            peer: verdict.state.peer,
+            kind: EventKind::Denied as u8,
             direction: direction as u8,
             reason: verdict.drop.map_or(0, |reason| reason as u8),
             tcp,
-            remote_identity: verdict.remote,
-            local_identity: verdict.local,
-            rule: verdict.rule,
             length: u32::try_from(length).unwrap_or(u32::MAX),
         };
+        event.bytes[direction as usize] = length;
+        event.packets[direction as usize] = 1;
         match events.try_send(event) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => self.counters.events_lost += 1,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                let lost = self.counters.events_lost.entry(EventKind::Denied);
+                *lost.or_default() += 1;
+            }
             Err(mpsc::error::TrySendError::Closed(_)) => self.events = None,
         }
     }
@@ -446,7 +452,7 @@ mod tests {
         assert_eq!(counters.rules[&RuleId(7)].packets, 1);
         let event = events.try_recv().unwrap();
         assert_eq!(event.reason(), Some(DropReason::UnknownIdentity));
-        assert_eq!(event.remote.to_string(), "100.64.0.9");
+        assert_eq!(event.key.remote.to_string(), "100.64.0.9");
         assert!(events.try_recv().is_err());
     }
 }

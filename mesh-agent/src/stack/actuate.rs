@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Around, Enforcer, Plans};
 use crate::brief;
-use crate::dataplane::DropEvent;
+use crate::dataplane::{EventKind, FlowEvent};
 use crate::dns;
 use crate::eventloop::Told;
 use crate::net::Net;
@@ -153,14 +153,17 @@ impl Actuate for Filter {
 }
 
 /// Tells the log of dropped packets, for those who look for a fault.
-pub(super) async fn log_drops(mut events: mpsc::Receiver<DropEvent>) {
+pub(super) async fn log_drops(mut events: mpsc::Receiver<FlowEvent>) {
     while let Some(event) = events.recv().await {
+        if event.kind() != Some(EventKind::Denied) {
+            continue;
+        }
         let reason = event.reason().map_or("unknown", |reason| reason.name());
         tracing::debug!(
             reason,
-            remote = %event.remote,
-            local = %event.local,
-            proto = event.proto,
+            remote = %event.key.remote,
+            local = %event.key.local,
+            proto = event.key.proto,
             rule = event.rule.0,
             "dropped a packet"
         );

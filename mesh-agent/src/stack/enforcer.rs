@@ -16,7 +16,7 @@ use tokio::task::block_in_place;
 use super::{Settings, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
-use crate::dataplane::{AttachError, Counters, Dataplane, DropEvent, Options, Standing};
+use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Standing};
 use crate::wg::{self, Backend, Choice, Judgement};
 
 /// The filter of one device.
@@ -80,8 +80,8 @@ impl Enforcer {
         }
     }
 
-    /// Dropped packets from now on, for one reader.
-    pub(super) fn events(&self) -> Option<mpsc::Receiver<DropEvent>> {
+    /// What becomes of flows and packets from now on, for one reader.
+    pub(super) fn events(&self) -> Option<mpsc::Receiver<FlowEvent>> {
         match self {
             Self::Programs(programs) => locked(programs).events().ok().flatten(),
             Self::InProcess(filter) => Some(filter.events()),
