@@ -4,7 +4,7 @@
 //! until a policy is there, and what is pinned goes on filtering when the agent is gone.
 //!
 //! ```text
-//! Dataplane::attach ── loader ── programs, links, pins       Filter::new ── software
+//! Dataplane::attach ── loader ── programs, hooks, pins       Filter::new ── software
 //!    apply(&Tables) ── tables ── cfg, id_*, pol, rule_ctr        apply(&Tables)
 //!    counters()     ── counters                                  judge(direction, packet)
 //!    events()       ── events ── ring buffer                     counters(), events()
@@ -20,12 +20,13 @@ mod counters;
 mod events;
 mod guard;
 mod loader;
+mod pins;
 pub mod probe;
 pub mod software;
 mod sweep;
 mod tables;
+mod upgrade;
 
-pub use attach::Standing;
 pub use loader::{AttachError, Dataplane, Foreign, Options};
 pub use mesh_common::event::{EventKind, FlowEvent};
 pub use tables::ApplyError;

@@ -69,6 +69,13 @@ impl Net {
         Ok(())
     }
 
+    /// Takes the interface down, at once and whatever else stands there.
+    pub async fn close(&self, interface: &Interface) -> anyhow::Result<()> {
+        link::set_up(&self.handle, interface.index, false)
+            .await
+            .with_context(|| format!("take {} down", interface.name))
+    }
+
     async fn take(&self, index: u32, table: u32, op: Op) -> anyhow::Result<()> {
         let handle = &self.handle;
         match op {

@@ -29,6 +29,7 @@ use crate::wg::{self, Backend, Choice, Interface};
 
 mod actuate;
 mod enforcer;
+mod watch_filter;
 
 pub use enforcer::Enforcer;
 
@@ -60,6 +61,13 @@ pub struct Around {
     pub serial: u64,
     /// Names of all other interfaces, loopback left out.
     pub interfaces: BTreeSet<String>,
+}
+
+/// Whether the device may be up. Closed while its filter is not where it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Door {
+    Open,
+    Closed,
 }
 
 /// For those who look: the device and the filter, while they stand.
@@ -223,7 +231,18 @@ fn spawn(
     let task = actuate(peers, control(Actuator::WireGuard), None);
     tasks.spawn(actuate::after(loading.clone(), task).instrument(tracing::info_span!("wireguard")));
 
-    let place = actuate::Place::new(net.clone(), interface.clone(), ports.around.clone());
+    let (door, doors) = watch::channel(Door::Open);
+    let watch = watch_filter::run(
+        handle.enforcer.clone(),
+        net.clone(),
+        interface.clone(),
+        ports.around.clone(),
+        ports.told.clone(),
+        door,
+    );
+    tasks.spawn(watch.instrument(tracing::info_span!("dataplane")));
+
+    let place = actuate::Place::new(net.clone(), interface.clone(), ports.around.clone(), doors);
     let task = actuate(place, control(Actuator::Routes), None);
     tasks.spawn(actuate::after(loading.clone(), task).instrument(tracing::info_span!("routes")));
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 
@@ -488,6 +488,86 @@ pub(crate) fn bpf_prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u
         return Err(io::Error::last_os_error());
     }
     Ok(ids.into_iter().take(query.prog_cnt as usize).collect())
+}
+
+/// `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` of `enum bpf_cmd`.
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+/// In the place of `replace_bpf_fd`.
+const BPF_F_REPLACE: u32 = 1 << 2;
+/// Before all others, as no other is named.
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// The arm of `union bpf_attr` for attaching and detaching.
+#[repr(C)]
+#[derive(Default)]
+struct ProgAttach {
+    target_ifindex: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+    relative_fd: u32,
+    expected_revision: u64,
+}
+
+/// Hangs `program` at an interface's TCX hook: in the place of `old`, or before all others. It stays
+/// there by itself, without descriptor and pin, until it is detached or the interface goes.
+pub(crate) fn bpf_prog_attach(
+    ifindex: u32,
+    attach_type: u32,
+    program: impl AsFd,
+    old: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let (attach_flags, replace_bpf_fd) = match old {
+        Some(old) => (BPF_F_REPLACE, number(old)),
+        None => (BPF_F_BEFORE, 0),
+    };
+    let attach = ProgAttach {
+        target_ifindex: ifindex,
+        attach_bpf_fd: number(program.as_fd()),
+        attach_type,
+        attach_flags,
+        replace_bpf_fd,
+        ..ProgAttach::default()
+    };
+    bpf_attach(BPF_PROG_ATTACH, &attach)
+}
+
+/// Takes `program` from an interface's TCX hook.
+pub(crate) fn bpf_prog_detach(
+    ifindex: u32,
+    attach_type: u32,
+    program: impl AsFd,
+) -> io::Result<()> {
+    let attach = ProgAttach {
+        target_ifindex: ifindex,
+        attach_bpf_fd: number(program.as_fd()),
+        attach_type,
+        ..ProgAttach::default()
+    };
+    bpf_attach(BPF_PROG_DETACH, &attach)
+}
+
+fn bpf_attach(command: libc::c_int, attach: &ProgAttach) -> io::Result<()> {
+    // SAFETY: the kernel reads the size given of `attach`, which outlives the call, and takes numbers
+    // from it; what is no descriptor of a program it refuses.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw const *attach,
+            size_of::<ProgAttach>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
 }
 
 #[cfg(test)]

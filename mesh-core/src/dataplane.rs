@@ -17,6 +17,7 @@ use crate::netmap::Netmap;
 use crate::{Identity, RuleId};
 
 mod rows;
+pub mod vigil;
 
 pub use rows::longest;
 

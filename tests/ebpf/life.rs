@@ -1,9 +1,12 @@
 //! An agent's life around the programs: first start, death, adoption, and what must be refused.
 
 use aya::maps::{Array, MapData};
-use mesh_agent::dataplane::{AttachError, Dataplane, Options, Standing, probe};
+use aya::programs::{SchedClassifier, TcAttachType};
+use mesh_agent::dataplane::{AttachError, Dataplane, Options, probe};
+use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps;
 use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::vigil::Standing;
 use mesh_core::desired::MTU;
 use mesh_core::netmap::{Action, Entry, EntryKey, Netmap, NodePolicy, PortRange};
 use mesh_core::{Direction, Identity, RuleId};
@@ -91,15 +94,6 @@ fn connect(kernel: &Kernel) {
     assert_eq!(kernel.established().iter().count(), 1);
 }
 
-/// Where programs stand that nobody has moved.
-fn in_place() -> Standing {
-    if probe::has_tcx() {
-        Standing::First
-    } else {
-        Standing::Assumed
-    }
-}
-
 #[test]
 fn without_a_policy_everything_is_dropped() {
     let mut kernel = Kernel::new();
@@ -120,7 +114,7 @@ fn without_a_policy_everything_is_dropped() {
         .map(|(_, reason)| reason.name())
         .collect();
     assert_eq!(reasons, ["no policy", "no policy"]);
-    assert_eq!(kernel.dataplane().standing().unwrap(), in_place());
+    assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
 }
 
 #[test]
@@ -131,7 +125,7 @@ fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
     kernel.kill();
     // The second agent's programs, in place of the first's, over the same maps.
     kernel.start();
-    assert_eq!(kernel.dataplane().standing().unwrap(), in_place());
+    assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
     assert!(
         kernel
             .run(Direction::Egress, &tcp(Direction::Egress, ACK))
@@ -157,6 +151,187 @@ fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
             .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
             .0
     );
+}
+
+/// Both ways in which programs hang, whatever the kernel's own.
+fn each_chain(check: impl Fn(&Options)) {
+    for clsact in [true, false] {
+        if !clsact && !probe::has_tcx() {
+            continue;
+        }
+        own_network();
+        let bpffs = Bpffs::mount().unwrap();
+        check(&Options {
+            clsact,
+            ..options(&bpffs)
+        });
+    }
+}
+
+#[test]
+fn a_successor_takes_the_place_of_the_dead_and_leaves_one_program() {
+    each_chain(|options| {
+        for _ in 0..3 {
+            let dataplane = Dataplane::attach("lo", options).unwrap();
+            assert_eq!(dataplane.standing().unwrap(), Standing::First);
+            if !options.clsact {
+                assert_eq!(on_loopback(), ["mesh_in"]);
+            }
+        }
+        let dataplane = Dataplane::attach("lo", options).unwrap();
+        dataplane.detach().unwrap();
+        assert_eq!(std::fs::read_dir(&options.pin_dir).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn programs_that_were_taken_off_are_missed_and_put_back() {
+    each_chain(|options| {
+        let mut dataplane = Dataplane::attach("lo", options).unwrap();
+        let thief = Dataplane::attach("lo", options).unwrap();
+        thief.detach().unwrap();
+        assert_eq!(dataplane.standing().unwrap(), Standing::Gone);
+        dataplane.pin().unwrap();
+        dataplane.hang().unwrap();
+        assert_eq!(dataplane.standing().unwrap(), Standing::First);
+    });
+}
+
+/// Another agent's programs, pinned elsewhere, for somebody else's.
+fn foreign(bpffs: &Bpffs, options: &Options) -> Dataplane {
+    let options = Options {
+        pin_dir: bpffs.folder("foreign"),
+        ..options.clone()
+    };
+    Dataplane::attach("lo", &options).unwrap()
+}
+
+#[test]
+fn a_foreign_program_before_ours_is_seen_and_one_behind_is_no_matter() {
+    if !probe::has_tcx() {
+        // Before 6.6 none can come before ours.
+        return;
+    }
+    own_network();
+    let bpffs = Bpffs::mount().unwrap();
+    let options = options(&bpffs);
+    let behind = foreign(&bpffs, &options);
+    let dataplane = Dataplane::attach("lo", &options).unwrap();
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
+    behind.detach().unwrap();
+    let before = foreign(&bpffs, &options);
+    assert_eq!(dataplane.standing().unwrap(), Standing::Behind);
+    before.detach().unwrap();
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
+}
+
+#[test]
+fn programs_without_pins_go_on_and_are_known_as_orphans() {
+    if !probe::has_tcx() {
+        return;
+    }
+    own_network();
+    let bpffs = Bpffs::mount().unwrap();
+    let first = options(&bpffs);
+    assert!(!Dataplane::is_orphaned("lo", &first).unwrap());
+    drop(Dataplane::attach("lo", &first).unwrap());
+    assert!(!Dataplane::is_orphaned("lo", &first).unwrap());
+    drop(bpffs);
+    assert_eq!(
+        on_loopback(),
+        ["mesh_in"],
+        "nothing holds it there but itself"
+    );
+    let bpffs = Bpffs::mount().unwrap();
+    assert!(Dataplane::is_orphaned("lo", &options(&bpffs)).unwrap());
+}
+
+#[test]
+fn pins_that_were_taken_away_are_made_again() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    let folder = kernel.options().pin_dir.join(layout());
+    for pin in std::fs::read_dir(&folder).unwrap() {
+        std::fs::remove_file(pin.unwrap().path()).unwrap();
+    }
+    std::fs::remove_dir(&folder).unwrap();
+    assert!(!kernel.dataplane().is_pinned());
+    kernel.dataplane().pin().unwrap();
+    assert!(kernel.dataplane().is_pinned());
+    kernel.kill();
+    kernel.start();
+    assert_eq!(kernel.established().iter().count(), 1);
+}
+
+fn layout() -> String {
+    format!("v{}", maps::LAYOUT_VERSION)
+}
+
+/// The folder of the running layout becomes another's, as an upgrade finds it.
+fn age_layout(options: &Options) {
+    let (now, before) = (options.pin_dir.join(layout()), options.pin_dir.join("v0"));
+    std::fs::rename(now, before).unwrap();
+}
+
+#[test]
+fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
+    each_chain(|options| {
+        let mut old = Dataplane::attach("lo", options).unwrap();
+        old.apply(&tables(true)).unwrap();
+        let flow = FlowKey {
+            proto: 6,
+            ..FlowKey::NONE
+        };
+        let entry = FlowEntry {
+            state: mesh_common::flow::FlowState {
+                generation: 7,
+                ..Default::default()
+            },
+            bytes: [3, 4],
+            ..FlowEntry::default()
+        };
+        old.kernel().established().insert(flow, entry, 0).unwrap();
+        drop(old);
+        age_layout(options);
+
+        let mut new = Dataplane::attach("lo", options).unwrap();
+        assert_eq!(new.standing().unwrap(), Standing::First);
+        let programs = (!options.clsact).then(on_loopback);
+        assert!(options.pin_dir.join("v0").exists(), "it filters still");
+        new.apply(&tables(true)).unwrap();
+        assert_eq!(new.standing().unwrap(), Standing::First);
+        assert_eq!(
+            (!options.clsact).then(on_loopback),
+            programs,
+            "one program, in its place"
+        );
+        assert!(!options.pin_dir.join("v0").exists());
+        let carried = new.kernel().established().get(&flow, 0).unwrap();
+        assert_eq!((carried.state.generation, carried.bytes), (0, [3, 4]));
+        drop(new);
+        // And its successor finds nothing of the old.
+        let new = Dataplane::attach("lo", options).unwrap();
+        assert_eq!(new.standing().unwrap(), Standing::First);
+    });
+}
+
+#[test]
+fn an_upgrade_that_dies_half_way_is_taken_up_again() {
+    each_chain(|options| {
+        let mut old = Dataplane::attach("lo", options).unwrap();
+        old.apply(&tables(true)).unwrap();
+        drop(old);
+        age_layout(options);
+        drop(Dataplane::attach("lo", options).unwrap());
+        let mut new = Dataplane::attach("lo", options).unwrap();
+        new.apply(&tables(true)).unwrap();
+        assert_eq!(new.standing().unwrap(), Standing::First);
+        if !options.clsact {
+            assert_eq!(on_loopback(), ["mesh_in"]);
+        }
+        assert!(!options.pin_dir.join("v0").exists());
+    });
 }
 
 #[test]
@@ -279,32 +454,39 @@ fn the_guard_lets_nothing_in_to_our_mesh_address() {
     assert_eq!(kernel.run_program("guard", &arp, 1).0, NEXT);
 }
 
+/// Programs on the ingress of loopback, by name, in their order.
+fn on_loopback() -> Vec<String> {
+    let (_, programs) = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).unwrap();
+    let names = programs
+        .iter()
+        .map(|program| program.name_as_str().unwrap().to_owned());
+    names.collect()
+}
+
 #[test]
 fn guards_follow_the_set_that_they_are_told() {
+    if !probe::has_tcx() {
+        // One filter of our priority and handle has room there, and the mesh's own has it.
+        return;
+    }
     let mut kernel = Kernel::new();
-    let folder = kernel
-        .options()
-        .pin_dir
-        .join(format!("v{}", maps::LAYOUT_VERSION));
-    let pins = || {
-        let names = std::fs::read_dir(&folder)
-            .unwrap()
-            .map(|e| e.unwrap().file_name());
-        names
-            .filter(|n| n.to_string_lossy().starts_with("guard_"))
-            .count()
-    };
-    // A clsact filter needs no pin to stay.
-    let one = usize::from(probe::has_tcx());
     kernel.dataplane().guard(["lo"]).unwrap();
-    assert_eq!(pins(), one);
+    assert_eq!(on_loopback(), ["guard", "mesh_in"]);
     kernel.dataplane().guard(["lo", "gone0"]).unwrap();
-    assert_eq!(pins(), one);
+    assert_eq!(on_loopback(), ["guard", "mesh_in"]);
     kernel.kill();
     kernel.start();
+    assert_eq!(on_loopback(), ["guard", "mesh_in"]);
     kernel.dataplane().guard(["lo"]).unwrap();
+    assert_eq!(on_loopback(), ["guard", "mesh_in"]);
+    kernel.kill();
+    kernel.start();
     kernel.dataplane().guard([]).unwrap();
-    assert_eq!(pins(), 0, "a predecessor's guard is taken away too");
+    assert_eq!(
+        on_loopback(),
+        ["mesh_in"],
+        "a predecessor's guard is taken away too"
+    );
 }
 
 #[test]
@@ -315,5 +497,5 @@ fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
     drop(bpffs);
     let bpffs = Bpffs::mount().unwrap();
     let dataplane = Dataplane::attach("lo", &options(&bpffs)).unwrap();
-    assert_eq!(dataplane.standing().unwrap(), in_place());
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
 }

@@ -76,6 +76,7 @@ async fn watch(args: Args) -> Result<()> {
             ethernet: link == Link::Ethernet,
             observe: !args.enforce,
         }),
+        clsact: false,
     };
     let mut dataplane = Dataplane::attach(&args.iface, &options)?;
     let mut logger = EbpfLogger::init(dataplane.object())?;

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what is wrong by a panic")]
 
+mod dataplane;
 mod deploy;
 mod dns;
 mod laboratory;

@@ -1,29 +1,23 @@
 //! One program at one hook of one interface, so that it outlives us.
 //!
-//! Where the kernel has TCX a pinned link holds the program, first in the list: a program before ours
-//! that ends the chain would open the node. Before 6.6 a clsact filter of fixed priority and handle
-//! stays by itself, and is replaced by naming both again.
+//! Nothing of ours holds it there, neither process nor pin: where the kernel has TCX the program is
+//! attached by itself, first in the list, because a program before ours that ends the chain would open
+//! the node; before 6.6 it is a clsact filter of fixed priority and handle. Why not by a link:
+//! docs/adr/0006.
 
-use std::fs;
 use std::io;
-use std::mem;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 
-use anyhow::Context;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
-};
-use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use anyhow::Context as _;
+use aya::programs::{SchedClassifier, TcAttachType};
+use mesh_core::dataplane::vigil::Standing;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
-use super::probe;
 use crate::sys;
 
-/// Before every filter that does not ask for the same.
-const PRIORITY: u16 = 1;
-/// "mesh" in ASCII: nobody else's at this priority.
-const HANDLE: TcHandle = TcHandle::new(0x6d65, 0x7368);
+mod clsact;
+mod filters;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
@@ -48,23 +42,19 @@ impl Way {
     }
 }
 
-/// Where our programs are, from best to worst.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Standing {
-    /// Attached, and first.
-    First,
-    /// On a clsact qdisc, which is not asked.
-    Assumed,
-    /// Attached, behind a program of somebody else that may end the chain.
-    Behind,
-    /// Not attached: nothing filters.
-    Gone,
+/// Which of the kernel's two lists of programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Chain {
+    Tcx,
+    Clsact,
 }
 
-impl Standing {
-    pub(super) fn worst(self, other: Self) -> Self {
-        self.max(other)
-    }
+/// A program that an agent left pinned: what hangs under its number is ours.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) id: u32,
+    pub(super) program: OwnedFd,
+    pub(super) pin: PathBuf,
 }
 
 /// A program that hangs.
@@ -74,83 +64,94 @@ pub(super) struct Hook {
     ifindex: u32,
     way: Way,
     program_id: u32,
-    /// `None` on clsact.
-    pin: Option<PathBuf>,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Tcx(OwnedFd),
+    Clsact,
 }
 
 impl Hook {
-    /// Attaches `program`, or puts it in the place of what `pin` holds on this very interface.
+    /// Hangs `program` on `interface`, in the place of whichever of `left` hangs there.
     pub(super) fn hang(
         program: &mut SchedClassifier,
         interface: &str,
         way: Way,
-        pin: &Path,
+        chain: Chain,
+        left: &[Left],
     ) -> anyhow::Result<Self> {
-        let hook = Self {
-            interface: interface.to_owned(),
-            ifindex: index(interface).with_context(|| format!("find {interface}"))?,
-            way,
-            program_id: program.info().context("ask for the program's id")?.id(),
-            pin: probe::has_tcx().then(|| pin.to_owned()),
-        };
-        if hook.pin.is_none() {
-            clsact(program, interface, way)?;
-            return Ok(hook);
-        }
-        if !hook.adopt(program, pin)? {
-            hook.tcx(program, pin)?;
-        }
-        Ok(hook)
-    }
-
-    /// True if the pinned link now carries our program on our interface.
-    fn adopt(&self, program: &mut SchedClassifier, pin: &Path) -> anyhow::Result<bool> {
-        let link = match PinnedLink::from_pin(pin) {
-            Ok(link) => FdLink::from(link),
-            Err(LinkError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                return Ok(false);
+        let ifindex = index(interface).with_context(|| format!("find {interface}"))?;
+        let program_id = program.info().context("ask for the program's number")?.id();
+        let place = match chain {
+            Chain::Clsact => {
+                clsact::hang(program, interface, way)?;
+                Place::Clsact
             }
-            Err(error) => return Err(error).context("open the pinned link"),
+            Chain::Tcx => {
+                let program = program.fd()?.as_fd().try_clone_to_owned()?;
+                let ids = sys::bpf_prog_query(ifindex, way.tcx()).context("ask for programs")?;
+                let mut ours = left
+                    .iter()
+                    .filter(|left| left.id != program_id && ids.contains(&left.id));
+                if !ids.contains(&program_id) {
+                    let old = ours.next().map(|left| left.program.as_fd());
+                    sys::bpf_prog_attach(ifindex, way.tcx(), &program, old)?;
+                }
+                // A second one there is what a crash left.
+                for old in ours {
+                    sys::bpf_prog_detach(ifindex, way.tcx(), &old.program)?;
+                }
+                Place::Tcx(program)
+            }
         };
-        let link = SchedClassifierLink::try_from(link).context("take the pinned link")?;
-        match program.attach_to_link(link) {
-            // The pin keeps it; our descriptor may go.
-            Ok(id) => drop(program.take_link(id)?),
-            // The device of the link is gone: ENOLINK.
-            Err(ProgramError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOLINK) => {}
-            Err(error) => return Err(error).context("replace the program of the pinned link"),
-        }
-        if self.standing()? != Standing::Gone {
-            return Ok(true);
-        }
-        // A link to a device that is gone, or that is not the one we are asked for.
-        fs::remove_file(pin).context("remove the pin of a link that leads nowhere")?;
-        Ok(false)
+        Ok(Self {
+            interface: interface.to_owned(),
+            ifindex,
+            way,
+            program_id,
+            place,
+        })
     }
 
-    fn tcx(&self, program: &mut SchedClassifier, pin: &Path) -> anyhow::Result<()> {
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(&self.interface, self.way.attach_type(), first)?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(pin)
-            .with_context(|| format!("pin the link as {}", pin.display()))?;
-        Ok(())
+    /// What hangs there already, if it is one of `left`.
+    pub(super) fn find(
+        interface: &str,
+        way: Way,
+        chain: Chain,
+        left: &[Left],
+    ) -> anyhow::Result<Option<Self>> {
+        let ifindex = index(interface).with_context(|| format!("find {interface}"))?;
+        let ids = hanging(ifindex, way, chain)?;
+        let Some(found) = left.iter().find(|left| ids.contains(&Some(left.id))) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            interface: interface.to_owned(),
+            ifindex,
+            way,
+            program_id: found.id,
+            place: match chain {
+                Chain::Tcx => Place::Tcx(found.program.try_clone()?),
+                Chain::Clsact => Place::Clsact,
+            },
+        }))
     }
 
-    /// The kernel's answer, by program id.
+    /// The kernel's answer, by the program's number.
     pub(super) fn standing(&self) -> io::Result<Standing> {
-        if self.pin.is_none() {
-            return Ok(Standing::Assumed);
-        }
-        let ids = match sys::bpf_prog_query(self.ifindex, self.way.tcx()) {
+        let chain = match self.place {
+            Place::Tcx(_) => Chain::Tcx,
+            Place::Clsact => Chain::Clsact,
+        };
+        let ids = match hanging(self.ifindex, self.way, chain) {
             Ok(ids) => ids,
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(match ids.iter().position(|id| *id == self.program_id) {
+        let at = ids.iter().position(|id| *id == Some(self.program_id));
+        Ok(match at {
             Some(0) => Standing::First,
             Some(_) => Standing::Behind,
             None => Standing::Gone,
@@ -159,64 +160,41 @@ impl Hook {
 
     /// Takes the program from the interface.
     pub(super) fn unhang(&self) -> anyhow::Result<()> {
-        match &self.pin {
-            Some(pin) => match fs::remove_file(pin) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(error).context("remove the pin of the link")
+        match &self.place {
+            Place::Tcx(program) => {
+                match sys::bpf_prog_detach(self.ifindex, self.way.tcx(), program) {
+                    // Somebody took it off, or the interface is gone.
+                    Err(error)
+                        if matches!(
+                            error.raw_os_error(),
+                            Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
+                        ) =>
+                    {
+                        Ok(())
+                    }
+                    result => result.context("detach the program"),
                 }
-                _ => Ok(()),
-            },
-            None => remove_clsact(&self.interface, self.way),
+            }
+            Place::Clsact => clsact::unhang(&self.interface, self.way),
         }
     }
 }
 
-fn clsact(program: &mut SchedClassifier, interface: &str, way: Way) -> anyhow::Result<()> {
-    if let Err(error) = qdisc_add_clsact(interface)
-        && !is_exists(&error)
-    {
-        return Err(error).context("add the clsact qdisc");
-    }
-    let options = NlOptions {
-        priority: PRIORITY,
-        handle: HANDLE,
-        classid: None,
-    };
-    let way = way.attach_type();
-    let attached = program
-        .attach_with_options(interface, way, TcAttachOptions::Netlink(options))
-        .or_else(|error| match error {
-            ProgramError::TcError(error) if is_exists(&error) => {
-                let ours = SchedClassifierLink::attached(interface, way, PRIORITY, HANDLE, None)
-                    .map_err(TcError::IoError)?;
-                program.attach_to_link(ours)
-            }
-            error => Err(error),
-        })?;
-    // aya detaches in whatever network namespace the dropping thread happens to be; the filter is
-    // meant to stay in any case.
-    mem::forget(program.take_link(attached)?);
-    Ok(())
-}
-
-fn remove_clsact(interface: &str, way: Way) -> anyhow::Result<()> {
-    let way = way.attach_type();
-    match SchedClassifierLink::attached(interface, way, PRIORITY, HANDLE, None) {
-        Ok(link) => Ok(link.detach()?),
-        // The interface is gone, and the filter with it.
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Numbers of the programs at a hook, in the order in which they run. `None`: a filter that is no
+/// program, or is not where ours would be.
+fn hanging(ifindex: u32, way: Way, chain: Chain) -> io::Result<Vec<Option<u32>>> {
+    match chain {
+        Chain::Tcx => {
+            let ids = sys::bpf_prog_query(ifindex, way.tcx())?;
+            Ok(ids.into_iter().map(Some).collect())
+        }
+        Chain::Clsact => clsact::hanging(ifindex, way),
     }
 }
 
-/// EEXIST, which aya reports as it came from netlink.
-fn is_exists(error: &TcError) -> bool {
-    match error {
-        TcError::AlreadyAttached => true,
-        TcError::NetlinkError(error) => error.raw_os_error() == Some(libc::EEXIST),
-        TcError::IoError(error) => error.raw_os_error() == Some(libc::EEXIST),
-        _ => false,
-    }
+/// How many programs hang on an interface, whoever's.
+pub(super) fn count(interface: &str, way: Way, chain: Chain) -> io::Result<usize> {
+    Ok(hanging(index(interface)?, way, chain)?.len())
 }
 
 /// The number of an interface of this thread's network namespace.

@@ -1,29 +1,53 @@
 //! The guard program on a changing set of interfaces.
 //!
-//! Interfaces come and go and change names, so a link is known by the number of its interface, and
-//! the set is compared with the pins that are there, not with what we remember.
+//! Interfaces come and go and change names, so a guard is known by the number of its interface. What
+//! guards an earlier agent hung is known by its program's pin alone, which stays until each was found.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::Context as _;
 use aya::programs::SchedClassifier;
+use mesh_core::dataplane::vigil::Standing;
 
 use super::AttachError;
-use super::attach::{Hook, Way, index};
+use super::attach::{Chain, Hook, Left, Way, index};
+use super::loader::{failed, left_in};
+use super::pins::{Folder, Role};
 
-const PREFIX: &str = "guard_";
+/// The program's name in the object.
+pub(super) const GUARD: &str = "guard";
 
 /// Guards that hang, by interface number.
-#[derive(Debug, Default)]
-pub(super) struct Guards(BTreeMap<u32, Hook>);
+#[derive(Debug)]
+pub(super) struct Guards {
+    hooks: BTreeMap<u32, (String, Hook)>,
+    /// Earlier agents' programs, until their guards are ours or gone.
+    left: Vec<Left>,
+    chain: Chain,
+}
 
 impl Guards {
+    /// None hangs yet, but perhaps an earlier agent's.
+    pub(super) fn new(
+        program: &mut SchedClassifier,
+        folder: &Folder,
+        earlier: &[Folder],
+        chain: Chain,
+    ) -> anyhow::Result<Self> {
+        let mut left = folder.programs(Role::Guard)?;
+        left.extend(left_in(earlier, Role::Guard)?);
+        folder.keep(Role::Guard, program)?;
+        Ok(Self {
+            hooks: BTreeMap::new(),
+            left,
+            chain,
+        })
+    }
+
     pub(super) fn set<'a>(
         &mut self,
         program: &mut SchedClassifier,
-        dir: &Path,
         interfaces: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), AttachError> {
         let mut wanted = BTreeMap::new();
@@ -33,48 +57,80 @@ impl Guards {
                 wanted.insert(number, interface);
             }
         }
-        let failed = |interface: &str, source| AttachError::Attach {
-            program: "guard",
-            interface: interface.to_owned(),
-            source,
-        };
         for (number, interface) in &wanted {
-            if self.0.contains_key(number) {
+            if self.hooks.contains_key(number) {
                 continue;
             }
-            let hook = Hook::hang(program, interface, Way::Ingress, &pin(dir, *number))
-                .map_err(|source| failed(interface, source))?;
-            self.0.insert(*number, hook);
+            let hook = Hook::hang(program, interface, Way::Ingress, self.chain, &self.left)
+                .map_err(failed(GUARD, interface))?;
+            self.hooks.insert(*number, ((*interface).to_owned(), hook));
         }
-        self.keep(dir, |number| wanted.contains_key(&number))
-            .map_err(|source| failed("those no longer there", source))
+        let unwanted = |number: &u32| !wanted.contains_key(number);
+        self.take_away(unwanted)
+            .map_err(failed(GUARD, "interfaces no longer there"))
     }
 
-    pub(super) fn clear(&mut self, dir: &Path) -> anyhow::Result<()> {
-        self.keep(dir, |_| false)
+    /// Hangs again what was taken off; returns the interfaces on which something stands before it.
+    pub(super) fn mend(&mut self, program: &mut SchedClassifier) -> anyhow::Result<Vec<String>> {
+        let mut behind = Vec::new();
+        for (number, (interface, hook)) in &mut self.hooks {
+            // An interface that is gone, or has a new name, is for the next set.
+            if index(interface).ok() != Some(*number) {
+                continue;
+            }
+            match hook.standing()? {
+                Standing::First => {}
+                Standing::Behind => behind.push(interface.clone()),
+                Standing::Gone => {
+                    *hook = Hook::hang(program, interface, Way::Ingress, self.chain, &[])
+                        .with_context(|| format!("guard {interface} again"))?;
+                }
+            }
+        }
+        Ok(behind)
     }
 
-    /// Takes away every guard that is not kept, those of an earlier agent too.
-    fn keep(&mut self, dir: &Path, is_kept: impl Fn(u32) -> bool) -> anyhow::Result<()> {
-        for (number, hook) in &self.0 {
-            if !is_kept(*number) {
+    pub(super) fn clear(&mut self) -> anyhow::Result<()> {
+        self.take_away(|_| true)
+    }
+
+    /// Takes away every guard that is unwanted, those of earlier agents too, and their pins.
+    fn take_away(&mut self, unwanted: impl Fn(&u32) -> bool) -> anyhow::Result<()> {
+        for (number, (_, hook)) in &self.hooks {
+            if unwanted(number) {
                 hook.unhang()?;
             }
         }
-        self.0.retain(|number, _| is_kept(*number));
-        for entry in fs::read_dir(dir).context("list the pins")? {
-            let name = entry?.file_name();
-            let number = name
-                .to_str()
-                .and_then(|n| n.strip_prefix(PREFIX)?.parse().ok());
-            if number.is_some_and(|number| !is_kept(number)) {
-                fs::remove_file(dir.join(name)).context("remove the pin of a guard")?;
+        self.hooks.retain(|number, _| !unwanted(number));
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        for interface in interfaces()? {
+            // The kernel lost it between the two questions.
+            let Ok(number) = index(&interface) else {
+                continue;
+            };
+            if unwanted(&number)
+                && let Some(hook) = Hook::find(&interface, Way::Ingress, self.chain, &self.left)?
+            {
+                hook.unhang()?;
+            }
+        }
+        for left in self.left.drain(..) {
+            match fs::remove_file(&left.pin) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).context("remove the pin of an earlier guard");
+                }
+                _ => {}
             }
         }
         Ok(())
     }
 }
 
-fn pin(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("{PREFIX}{number}"))
+/// Every interface of the process's own network namespace, whatever is mounted on /sys.
+fn interfaces() -> anyhow::Result<Vec<String>> {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").context("list the interfaces")?;
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
 }

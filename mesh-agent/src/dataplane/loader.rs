@@ -1,31 +1,35 @@
-//! Loads the object, adopts what an earlier agent pinned, and hangs the programs on the device.
+//! Loads the object, adopts what an earlier agent left, and hangs the programs on the device.
 //!
-//! aya opens a pinned map without asking what is in it, so the sizes are compared first; and a link
-//! is replaced in place, because between removing a pin and making it anew a crash would leave the
-//! device without a filter.
+//! Between two agents, of one layout or of two, there is no moment without a filter: a program is
+//! replaced in its place, and one of another layout only when the new maps hold a policy.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use aya::maps::{Map, MapInfo};
+use anyhow::Context as _;
+use aya::maps::Map;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::maps::{self, LAYOUT_VERSION, PINNED, Shape};
+use mesh_common::maps::{self, PINNED, Shape};
 use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::vigil::Standing;
 use tokio::sync::mpsc;
+use tracing::info;
 
-use super::attach::{Hook, Standing, Way};
+use super::attach::{self, Chain, Hook, Left, Way};
 use super::events;
-use super::guard::Guards;
+use super::guard::{GUARD, Guards};
+use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
+use super::upgrade::carry_flows;
 use super::{Counters, FlowEvent};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// A folder of our own on a BPF file system. Maps and links live in it, by layout.
+    /// A folder of our own on a BPF file system. Maps and programs are pinned in it, by layout.
     pub pin_dir: PathBuf,
     /// Another object than the embedded one.
     pub object_path: Option<PathBuf>,
@@ -33,6 +37,18 @@ pub struct Options {
     pub log: bool,
     /// For a device that is not the mesh's.
     pub foreign: Option<Foreign>,
+    /// Hang programs as on kernels before 6.6, so that any kernel can test it.
+    pub clsact: bool,
+}
+
+impl Options {
+    fn chain(&self) -> Chain {
+        if probe::has_tcx() && !self.clsact {
+            Chain::Tcx
+        } else {
+            Chain::Clsact
+        }
+    }
 }
 
 /// A device that somebody wants to look at.
@@ -56,7 +72,7 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-    #[error("make the folder {path} for maps and links")]
+    #[error("make the folder {path} for maps and programs")]
     PinDir {
         path: PathBuf,
         #[source]
@@ -107,28 +123,36 @@ pub enum AttachError {
 #[derive(Debug)]
 pub struct Dataplane {
     ebpf: Ebpf,
-    dir: PathBuf,
+    interface: String,
+    chain: Chain,
+    pins: Pins,
     ingress: Hook,
     egress: Hook,
+    /// Names of the two programs in the object.
+    names: [&'static str; 2],
+    /// Other layouts' folders, until the first policy is loaded.
+    earlier: Vec<Folder>,
     guards: Guards,
     kernel: Kernel,
     events: Option<Map>,
 }
 
+const INGRESS: (Role, Way) = (Role::Ingress, Way::Ingress);
+const EGRESS: (Role, Way) = (Role::Egress, Way::Egress);
+
 impl Dataplane {
     /// Filters both directions of `interface` from here on: under what an earlier agent left, or,
-    /// if there is nothing, by dropping everything until [`Dataplane::apply`].
+    /// if there is nothing, by dropping everything until [`Dataplane::apply`]. Programs of another
+    /// layout stay where they are until then.
     ///
     /// Blocks for some tens of milliseconds while the kernel verifies.
     pub fn attach(interface: &str, options: &Options) -> Result<Self, AttachError> {
-        let dir = pin_dir(&options.pin_dir)?;
-        for name in PINNED {
-            check_layout(&dir, name)?;
-        }
-        let mut ebpf = load(&dir, options)?;
-        let (ingress, egress) = match options.foreign {
-            Some(Foreign { ethernet: true, .. }) => ("mesh_in_l2", "mesh_eg_l2"),
-            _ => ("mesh_in", "mesh_eg"),
+        let folder = Folder::open(&options.pin_dir)?;
+        folder.check_layout()?;
+        let mut ebpf = load(&folder, options)?;
+        let names = match options.foreign {
+            Some(Foreign { ethernet: true, .. }) => ["mesh_in_l2", "mesh_eg_l2"],
+            _ => ["mesh_in", "mesh_eg"],
         };
         let mut kernel = Kernel::open(&mut ebpf)?;
         kernel.set_flags(options)?;
@@ -136,28 +160,51 @@ impl Dataplane {
         if events.is_none() {
             return Err(AttachError::Incomplete(maps::EVENTS));
         }
-        let mut hang = |program, way, pin: &str| {
+        let chain = options.chain();
+        let failed = |program| failed(program, interface);
+        let earlier = folder
+            .others()
+            .map_err(|source| failed(names[0])(source.into()))?;
+        let mut hang = |program, end| {
             let loaded = classifier(&mut ebpf, program)?;
-            Hook::hang(loaded, interface, way, &dir.join(pin)).map_err(|source| {
-                AttachError::Attach {
-                    program,
-                    interface: interface.to_owned(),
-                    source,
-                }
-            })
+            hang_or_wait(loaded, interface, end, chain, &folder, &earlier).map_err(failed(program))
         };
-        let ingress = hang(ingress, Way::Ingress, "link_in")?;
-        let egress = hang(egress, Way::Egress, "link_eg")?;
-        classifier(&mut ebpf, "guard")?;
+        let ingress = hang(names[0], INGRESS)?;
+        let egress = hang(names[1], EGRESS)?;
+        let guard = classifier(&mut ebpf, GUARD)?;
+        let guards = Guards::new(guard, &folder, &earlier, chain).map_err(failed(GUARD))?;
         Ok(Self {
             ebpf,
-            guards: Guards::default(),
-            dir,
+            interface: interface.to_owned(),
+            chain,
+            pins: Pins::of(folder)?,
             ingress,
             egress,
+            names,
+            earlier,
+            guards,
             kernel,
             events,
         })
+    }
+
+    /// Whether programs hang on `interface` that an agent of ours may have left, and no pin by which
+    /// to take them over: they would go on under a policy that nobody can change.
+    pub fn is_orphaned(interface: &str, options: &Options) -> Result<bool, AttachError> {
+        let folder = Folder::open(&options.pin_dir)?;
+        let look = || -> anyhow::Result<bool> {
+            let mut folders = folder.others()?;
+            folders.push(folder);
+            let mut left = Vec::new();
+            for folder in &folders {
+                left.extend(folder.programs(Role::Ingress)?);
+            }
+            // A clsact filter is replaced without being known.
+            Ok(left.is_empty()
+                && options.chain() == Chain::Tcx
+                && attach::count(interface, Way::Ingress, Chain::Tcx)? > 0)
+        };
+        look().map_err(failed("mesh_in", interface))
     }
 
     /// Makes the tables what they should be, and every running flow be judged anew. On an error the
@@ -165,7 +212,45 @@ impl Dataplane {
     ///
     /// Blocks for some tens of milliseconds: the kernel waits until no CPU uses the old policy.
     pub fn apply(&mut self, tables: &Tables) -> Result<(), ApplyError> {
-        self.kernel.apply(tables)
+        self.kernel.apply(tables)?;
+        if self.earlier.is_empty() {
+            return Ok(());
+        }
+        self.take_over().map_err(ApplyError::TakeOver)
+    }
+
+    /// Puts our programs in the place of another layout's.
+    fn take_over(&mut self) -> anyhow::Result<()> {
+        self.carry_flows()?;
+        self.hang()?;
+        // Those that were opened meanwhile.
+        let flows = self.carry_flows()?;
+        self.guards.mend(classifier(&mut self.ebpf, GUARD)?)?;
+        for folder in self.earlier.drain(..) {
+            folder.remove().context("remove another layout's pins")?;
+        }
+        info!(flows, "took over from another layout");
+        Ok(())
+    }
+
+    fn carry_flows(&mut self) -> anyhow::Result<usize> {
+        let flows = &mut self.kernel.established;
+        let folders = self.earlier.iter();
+        folders.map(|from| carry_flows(from, flows)).sum()
+    }
+
+    /// Puts the programs where they should be, in the place of any earlier agent's.
+    pub fn hang(&mut self) -> anyhow::Result<()> {
+        let (folder, chain) = (&self.pins.folder, self.chain);
+        for (hook, name, (role, way)) in [
+            (&mut self.ingress, self.names[0], INGRESS),
+            (&mut self.egress, self.names[1], EGRESS),
+        ] {
+            let program = classifier(&mut self.ebpf, name)?;
+            let left = left(folder, &self.earlier, role)?;
+            *hook = hang(program, &self.interface, (role, way), chain, folder, &left)?;
+        }
+        Ok(())
     }
 
     /// Keeps packets for this node's mesh addresses from coming in on these interfaces: all but the
@@ -174,8 +259,14 @@ impl Dataplane {
         &mut self,
         interfaces: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), AttachError> {
-        let program = classifier(&mut self.ebpf, "guard")?;
-        self.guards.set(program, &self.dir, interfaces)
+        let program = classifier(&mut self.ebpf, GUARD)?;
+        self.guards.set(program, interfaces)
+    }
+
+    /// Puts back guards that somebody took off; returns the interfaces whose guard stands behind a
+    /// foreign program.
+    pub fn mend_guards(&mut self) -> anyhow::Result<Vec<String>> {
+        self.guards.mend(classifier(&mut self.ebpf, GUARD)?)
     }
 
     /// What was passed, dropped and decided since the maps were made.
@@ -196,21 +287,47 @@ impl Dataplane {
 
     /// Whether our programs still are where they were put, and nobody's before them.
     pub fn standing(&self) -> io::Result<Standing> {
-        Ok(self.ingress.standing()?.worst(self.egress.standing()?))
+        Ok(self.ingress.standing()?.max(self.egress.standing()?))
     }
 
-    /// Takes programs, links and maps away. The device must be down: from here nothing filters.
+    /// Whether the next agent would find maps and programs.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.are_there()
+    }
+
+    /// Pins again what is not pinned any more.
+    pub fn pin(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            probe::is_bpffs(self.pins.folder.base())?,
+            "{} is not on a BPF file system",
+            self.pins.folder.base().display()
+        );
+        self.pins.mend()?;
+        let [ingress, egress] = self.names;
+        for (role, name) in [
+            (Role::Ingress, ingress),
+            (Role::Egress, egress),
+            (Role::Guard, GUARD),
+        ] {
+            self.pins
+                .folder
+                .keep(role, classifier(&mut self.ebpf, name)?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes programs and maps away. The device must be down: from here nothing filters.
     pub fn detach(mut self) -> anyhow::Result<()> {
-        self.guards.clear(&self.dir)?;
+        self.guards.clear()?;
         self.ingress.unhang()?;
         self.egress.unhang()?;
-        for name in PINNED {
-            match fs::remove_file(self.dir.join(name)) {
+        for folder in self.earlier.iter().chain([&self.pins.folder]) {
+            match folder.remove() {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
         }
-        Ok(fs::remove_dir(&self.dir)?)
+        Ok(())
     }
 
     /// A loaded program, for whoever measures or tests it.
@@ -229,46 +346,71 @@ impl Dataplane {
     }
 }
 
-/// `base/vN`, on a BPF file system.
-fn pin_dir(base: &Path) -> Result<PathBuf, AttachError> {
-    let path = base.join(format!("v{LAYOUT_VERSION}"));
-    let failed = |source| AttachError::PinDir {
-        path: path.clone(),
+/// The program at its hook; or another layout's that is there, until our policy is loaded.
+fn hang_or_wait(
+    program: &mut SchedClassifier,
+    interface: &str,
+    (role, way): (Role, Way),
+    chain: Chain,
+    folder: &Folder,
+    earlier: &[Folder],
+) -> anyhow::Result<Hook> {
+    if let Some(hook) = Hook::find(interface, way, chain, &left_in(earlier, role)?)? {
+        folder.keep(role, program)?;
+        return Ok(hook);
+    }
+    let left = folder.programs(role)?;
+    hang(program, interface, (role, way), chain, folder, &left)
+}
+
+/// Pinned first and hung then: what hangs can always be found again.
+fn hang(
+    program: &mut SchedClassifier,
+    interface: &str,
+    (role, way): (Role, Way),
+    chain: Chain,
+    folder: &Folder,
+    left: &[Left],
+) -> anyhow::Result<Hook> {
+    folder.keep(role, program).context("pin the program")?;
+    let hook = Hook::hang(program, interface, way, chain, left)?;
+    let own = program.info()?.id();
+    for other in left.iter().filter(|left| left.id != own) {
+        fs::remove_file(&other.pin).context("remove the pin of an earlier program")?;
+    }
+    Ok(hook)
+}
+
+fn left(folder: &Folder, earlier: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
+    let mut left = folder.programs(role)?;
+    left.extend(left_in(earlier, role)?);
+    Ok(left)
+}
+
+pub(super) fn left_in(folders: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
+    let mut left = Vec::new();
+    for folder in folders {
+        left.extend(folder.programs(role)?);
+    }
+    Ok(left)
+}
+
+pub(super) fn failed(
+    program: &'static str,
+    interface: &str,
+) -> impl FnOnce(anyhow::Error) -> AttachError {
+    let interface = interface.to_owned();
+    move |source| AttachError::Attach {
+        program,
+        interface,
         source,
-    };
-    fs::create_dir_all(&path).map_err(failed)?;
-    if !probe::is_bpffs(&path).map_err(failed)? {
-        let _ = fs::remove_dir(&path);
-        return Err(AttachError::NoBpffs { path });
-    }
-    Ok(path)
-}
-
-fn check_layout(dir: &Path, map: &'static str) -> Result<(), AttachError> {
-    let path = dir.join(map);
-    if !path.exists() {
-        return Ok(());
-    }
-    let info = MapInfo::from_pin(&path).map_err(|source| AttachError::Pinned {
-        map,
-        source: Box::new(source),
-    })?;
-    let found = Shape {
-        key: info.key_size(),
-        value: info.value_size(),
-    };
-    let wanted = Shape::of(map);
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(AttachError::Layout { map, found, wanted })
     }
 }
 
-fn load(dir: &Path, options: &Options) -> Result<Ebpf, AttachError> {
+fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
     let mut loader = EbpfLoader::new();
     for name in PINNED {
-        loader.map_pin_path(name, dir.join(name));
+        loader.map_pin_path(name, folder.map(name));
     }
     let loaded = match (&options.object_path, probe::EMBEDDED) {
         (Some(path), _) => {

@@ -42,6 +42,9 @@ pub enum ApplyError {
         #[source]
         source: Box<MapError>,
     },
+    /// The policy is loaded, and programs of another layout still filter under the one before.
+    #[error("take over from another layout's programs")]
+    TakeOver(#[source] anyhow::Error),
     #[error("count the CPUs")]
     Cpus(#[source] std::io::Error),
 }
@@ -285,6 +288,11 @@ impl Kernel {
         counted
             .map(|rule| Ok((*rule, self.rule_ctr.get(&rule.0, 0)?)))
             .collect()
+    }
+
+    /// Confirmed flows.
+    pub fn established(&mut self) -> &mut HashMap<MapData, FlowKey, FlowEntry> {
+        &mut self.established
     }
 
     /// What the packet path compares a flow's own generation with.

@@ -14,7 +14,7 @@ use mesh_core::wireguard;
 use rand_core::RngCore as _;
 use tokio::sync::{mpsc, watch};
 
-use super::{Around, Enforcer, Plans};
+use super::{Around, Door, Enforcer, Plans};
 use crate::brief;
 use crate::dataplane::{EventKind, FlowEvent};
 use crate::dns;
@@ -22,7 +22,7 @@ use crate::eventloop::Told;
 use crate::net::Net;
 use crate::wg::{Backend, Interface};
 
-/// How often flows are swept and the programs looked after.
+/// How often flows are swept.
 const FILTER_TICK: Duration = Duration::from_secs(5);
 /// How often the device is compared with its plan, in case somebody ran `wg set`.
 const PEERS_TICK: Duration = Duration::from_secs(30);
@@ -117,11 +117,6 @@ impl Filter {
 
 impl Actuate for Filter {
     async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.enforcer.is_standing(),
-            "somebody detached the programs from {}",
-            self.interface
-        );
         let around = self.around.borrow_and_update().clone();
         if self.loaded.as_ref() != Some(&plan.dataplane) {
             // Forgotten first: after an error nobody knows what is loaded.
@@ -142,9 +137,6 @@ impl Actuate for Filter {
                 Err(_) => {
                     if let Err(error) = self.enforcer.sweep() {
                         tracing::warn!(error = brief(&error), "sweep the flows");
-                    }
-                    if !self.enforcer.is_standing() {
-                        return;
                     }
                 }
             }
@@ -195,6 +187,7 @@ pub(super) struct Place {
     net: Arc<Net>,
     interface: Interface,
     around: watch::Receiver<Around>,
+    door: watch::Receiver<Door>,
 }
 
 impl Place {
@@ -202,11 +195,13 @@ impl Place {
         net: Arc<Net>,
         interface: Interface,
         around: watch::Receiver<Around>,
+        door: watch::Receiver<Door>,
     ) -> Self {
         Self {
             net,
             interface,
             around,
+            door,
         }
     }
 }
@@ -214,11 +209,20 @@ impl Place {
 impl Actuate for Place {
     async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
         self.around.mark_unchanged();
-        self.net.apply(&self.interface, &plan.routes).await
+        let door = *self.door.borrow_and_update();
+        match door {
+            Door::Open => self.net.apply(&self.interface, &plan.routes).await,
+            // Whoever closed it keeps it down; what hangs on it comes back with it.
+            Door::Closed => Ok(()),
+        }
     }
 
     async fn disturbed(&mut self) {
-        if self.around.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = self.around.changed() => changed,
+            changed = self.door.changed() => changed,
+        };
+        if changed.is_err() {
             std::future::pending::<()>().await;
         }
     }

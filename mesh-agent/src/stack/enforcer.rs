@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::vigil::Standing;
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
@@ -16,7 +17,7 @@ use tokio::task::block_in_place;
 use super::{Settings, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
-use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Standing};
+use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options};
 use crate::wg::{self, Backend, Choice, Judgement};
 
 /// The filter of one device.
@@ -69,14 +70,43 @@ impl Enforcer {
         Ok(())
     }
 
-    /// Whether the filter still is where it was put.
-    pub(super) fn is_standing(&self) -> bool {
+    /// Where the filter is; `None` if the kernel would not say.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        match self {
+            Self::Programs(programs) => block_in_place(|| locked(programs).standing())
+                .inspect_err(|error| tracing::warn!(%error, "ask where the programs are"))
+                .ok(),
+            Self::InProcess(_) => Some(Standing::First),
+        }
+    }
+
+    /// Puts programs that were taken off back where they were.
+    pub(super) fn hang(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Programs(programs) => block_in_place(|| locked(programs).hang()),
+            Self::InProcess(_) => Ok(()),
+        }
+    }
+
+    /// Puts guards back; returns the interfaces on which a foreign program stands before the guard.
+    pub(super) fn mend_guards(&self) -> anyhow::Result<Vec<String>> {
+        match self {
+            Self::Programs(programs) => block_in_place(|| locked(programs).mend_guards()),
+            Self::InProcess(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Sees to it that the next agent finds maps and programs.
+    pub(super) fn keep_pinned(&self) -> anyhow::Result<()> {
         match self {
             Self::Programs(programs) => {
-                let standing = block_in_place(|| locked(programs).standing());
-                !matches!(standing, Ok(Standing::Gone))
+                let mut programs = locked(programs);
+                if programs.is_pinned() {
+                    return Ok(());
+                }
+                block_in_place(|| programs.pin())
             }
-            Self::InProcess(_) => true,
+            Self::InProcess(_) => Ok(()),
         }
     }
 
@@ -134,7 +164,7 @@ pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
     };
     let mut refused = None;
     if kernel {
-        let backend = Backend::open(Choice::Kernel, &open_options(settings, None)).await?;
+        let backend = open_kernel(settings).await?;
         match attach(settings) {
             Ok(programs) => return Ok(judged_by_programs(backend, programs)),
             Err(error) if settings.backend == Choice::Kernel => {
@@ -164,12 +194,35 @@ pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
     Ok(raised)
 }
 
-fn attach(settings: &Settings) -> Result<Dataplane, AttachError> {
-    let options = Options {
+/// The kernel's device, adopted with its programs; or made anew, if they are past taking over.
+async fn open_kernel(settings: &Settings) -> anyhow::Result<Backend> {
+    let open = async || Backend::open(Choice::Kernel, &open_options(settings, None)).await;
+    let backend = open().await?;
+    let is_orphaned =
+        block_in_place(|| Dataplane::is_orphaned(&settings.interface, &attach_options(settings)));
+    match backend {
+        Backend::Kernel(device) if matches!(is_orphaned, Ok(true)) => {
+            tracing::warn!(
+                interface = settings.interface,
+                "programs hang there that no pin leads to: make the interface anew"
+            );
+            device.remove().await?;
+            open().await
+        }
+        backend => Ok(backend),
+    }
+}
+
+fn attach_options(settings: &Settings) -> Options {
+    Options {
         pin_dir: settings.pin_dir.clone(),
         object_path: settings.ebpf_object.clone(),
         ..Options::default()
-    };
+    }
+}
+
+fn attach(settings: &Settings) -> Result<Dataplane, AttachError> {
+    let options = attach_options(settings);
     let start = Instant::now();
     let programs = block_in_place(|| Dataplane::attach(&settings.interface, &options))?;
     tracing::info!(

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use aya::maps::{Array, Map, MapData};
+use mesh_common::maps::{CFG, Config, LAYOUT_VERSION};
 use serde_json::Value;
 
 use crate::host::AGENT_ID;
@@ -158,31 +160,17 @@ impl Node {
             .sum()
     }
 
-    /// Takes the egress program off the mesh device, as root of the node could. False if there
-    /// was none.
-    pub fn detach_egress(&self) -> Result<bool> {
-        let mut removed = false;
-        // With TCX the pin is all that holds the link; without it, the filter holds itself.
-        let folders = std::fs::read_dir(self.host.path("/sys/fs/bpf/mesh-agent"))
-            .context("list the agent's pins")?;
-        for folder in folders.filter_map(Result::ok) {
-            for pin in std::fs::read_dir(folder.path())
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok)
-            {
-                if pin.file_name() == "link_eg" {
-                    std::fs::remove_file(pin.path()).context("remove a pin")?;
-                    removed = true;
-                }
-            }
-        }
-        if !removed {
-            removed = self
-                .host
-                .run("tc", &["filter", "del", "dev", "mesh0", "egress"])
-                .is_ok();
-        }
-        Ok(removed)
+    /// Lets the node's own programs look on and drop nothing, as a hostile root could. A restart of
+    /// the agent sets them right.
+    pub fn disarm(&self) -> Result<()> {
+        let path = format!("/sys/fs/bpf/mesh-agent/v{LAYOUT_VERSION}/{CFG}");
+        let pinned =
+            MapData::from_pin(self.host.path(&path)).context("open the programs' settings")?;
+        let mut settings: Array<_, Config> = Map::Array(pinned).try_into()?;
+        let mut config = settings.get(&0, 0)?;
+        config.flags |= Config::OBSERVE;
+        settings
+            .set(0, config, 0)
+            .context("write the programs' settings")
     }
 }

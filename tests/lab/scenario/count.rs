@@ -54,20 +54,19 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
         },
     )?;
     receiver(mesh, check)?;
-    // Puts the program back.
+    // Arms them again.
     let sandbox = mesh.node_mut("sandbox");
     sandbox.kill()?;
     sandbox.restart()
 }
 
-/// Takes the egress program off a sender, as a hostile root would: now the receiver decides.
+/// Disarms the programs of a sender, as a hostile root would: now the receiver decides.
 fn receiver(mesh: &Mesh, check: &mut Check) -> Result<()> {
     let (node, sandbox) = (mesh.node("node"), mesh.node("sandbox"));
     check.that(
-        "a sender without its egress program is refused by the receiver",
+        "a sender with disarmed programs is refused by the receiver",
         || {
-            let detached = sandbox.detach_egress()?;
-            ensure!(detached, "there is no egress program to take off");
+            sandbox.disarm()?;
             counts(node, "no rule", "ingress", || {
                 ask(sandbox, node, Kind::Tcp(22), false)
             })

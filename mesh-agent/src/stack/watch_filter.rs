@@ -1,0 +1,126 @@
+//! Looks after the filter's programs, and closes the device when they are not where they should be.
+//!
+//! The kernel tells nobody of a program that is attached before ours, so it is asked twice a second,
+//! and whenever it reports a change of interfaces. Closing does not wait for the routes' actuator,
+//! which may be busy; it only keeps that one from opening again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::dataplane::vigil::{Step, Vigil};
+use mesh_core::health::{Condition, Severity};
+use tokio::sync::{mpsc, watch};
+
+use super::{Around, Door, Enforcer, index_of};
+use crate::brief;
+use crate::eventloop::Told;
+use crate::net::Net;
+use crate::wg::Interface;
+
+/// A good part of the second within which a foreign program must be noticed is for closing.
+const LOOK: Duration = Duration::from_millis(300);
+/// While something has to be put right.
+const SOON: Duration = Duration::from_millis(100);
+
+/// Runs until it is dropped.
+pub(super) async fn run(
+    enforcer: Arc<Enforcer>,
+    net: Arc<Net>,
+    interface: Interface,
+    mut around: watch::Receiver<Around>,
+    told: mpsc::Sender<Told>,
+    door: watch::Sender<Door>,
+) {
+    let mut vigil = Vigil::new(Instant::now());
+    let mut conditions = Conditions {
+        told,
+        stand: BTreeMap::new(),
+    };
+    let mut pause = LOOK;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = around.changed() => if changed.is_err() { return },
+        }
+        // Without the interface nothing passes, and others notice.
+        if index_of(&interface.name) != Some(interface.index) {
+            continue;
+        }
+        let step = vigil.handle_standing(enforcer.standing(), Instant::now());
+        pause = if step == Step::Nothing { LOOK } else { SOON };
+        match step {
+            Step::Nothing => {}
+            Step::Close => {
+                door.send_replace(Door::Closed);
+                match net.close(&interface).await {
+                    Ok(()) => vigil.handle_closed(Instant::now()),
+                    Err(error) => tracing::error!(error = brief(&error), "close the device"),
+                }
+            }
+            Step::Hang => {
+                if let Err(error) = enforcer.hang() {
+                    tracing::error!(error = brief(&error), "put the programs back");
+                }
+            }
+            Step::Open => drop(door.send_replace(Door::Open)),
+        }
+        for (name, condition) in vigil.conditions(&interface.name, Instant::now()) {
+            conditions.set(name, condition).await;
+        }
+        conditions
+            .set("GuardBypassed", guards(enforcer.mend_guards()))
+            .await;
+        let pinned = enforcer.keep_pinned();
+        conditions
+            .set("FilterNotPinned", pinned.err().map(not_pinned))
+            .await;
+    }
+}
+
+/// Tells of changes only: the state compares nothing by itself.
+struct Conditions {
+    told: mpsc::Sender<Told>,
+    stand: BTreeMap<&'static str, Option<Condition>>,
+}
+
+impl Conditions {
+    async fn set(&mut self, name: &'static str, condition: Option<Condition>) {
+        // The first time even of nothing: an earlier watch may have left something.
+        if self.stand.get(name) == Some(&condition) {
+            return;
+        }
+        if let Some(condition) = &condition {
+            tracing::warn!(condition = name, reason = condition.text, "condition");
+        }
+        self.stand.insert(name, condition.clone());
+        let _ = self.told.send(Told::Condition(name, condition)).await;
+    }
+}
+
+fn guards(mended: anyhow::Result<Vec<String>>) -> Option<Condition> {
+    let text = match mended {
+        Ok(behind) if behind.is_empty() => return None,
+        Ok(behind) => format!(
+            "a foreign program stands before the guard on {}",
+            behind.join(", ")
+        ),
+        Err(error) => format!("the guards of other interfaces: {}", brief(&error)),
+    };
+    Some(Condition {
+        severity: Severity::Warning,
+        text,
+        next_step: "a neighbour there may reach this node's mesh addresses past the policy (CVE-2019-14899): attach that program behind the guard",
+    })
+}
+
+fn not_pinned(error: anyhow::Error) -> Condition {
+    Condition {
+        severity: Severity::Warning,
+        text: format!(
+            "the filter stands, but the next agent could not take it over: {}",
+            brief(&error)
+        ),
+        next_step: "mount a BPF file system and make the agent's folder in it; it is pinned there by itself",
+    }
+}

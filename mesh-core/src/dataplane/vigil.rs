@@ -1,0 +1,261 @@
+//! Keeps watch over the programs on the mesh's device.
+//!
+//! No program can keep a foreign one from being put before it, nor itself from being taken off, and
+//! packets pass unjudged until somebody looks. So whoever looks and does not find ours first closes
+//! the device before anything else, and says for how long it may have been open.
+
+use std::time::{Duration, Instant};
+
+use crate::health::{Condition, Severity};
+
+/// Where our programs are, from best to worst.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Standing {
+    /// Attached, and first.
+    First,
+    /// Attached, behind something of somebody else that may end the chain.
+    Behind,
+    /// Not attached: nothing filters.
+    Gone,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    Nothing,
+    /// Take the device down, and tell [`Vigil::handle_closed`].
+    Close,
+    /// The device is down: put the programs back.
+    Hang,
+    /// The device may come up.
+    Open,
+}
+
+/// How long the kernel may fail to answer before its silence counts as an answer.
+const BLIND: Duration = Duration::from_secs(1);
+/// How long people are told of what is over.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Names of the conditions.
+pub const BYPASSED: &str = "FilterBypassed";
+pub const WAS_BYPASSED: &str = "FilterWasBypassed";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    Behind,
+    Gone,
+    Blind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// `seen`: when the programs were last found in their place.
+    Open {
+        seen: Instant,
+    },
+    Closing {
+        seen: Instant,
+        fault: Fault,
+    },
+    Closed {
+        fault: Fault,
+        exposed: Duration,
+    },
+}
+
+/// The watch over one device.
+#[derive(Debug)]
+pub struct Vigil {
+    state: State,
+    /// The last time that it was open to all: why, for how long, and when it was over.
+    past: Option<(Fault, Duration, Instant)>,
+}
+
+impl Vigil {
+    /// From the moment at which the programs were hung.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            state: State::Open { seen: now },
+            past: None,
+        }
+    }
+
+    /// What the kernel said; `None` if it could not be asked.
+    pub fn handle_standing(&mut self, standing: Option<Standing>, now: Instant) -> Step {
+        match (self.state, standing) {
+            (State::Open { .. }, Some(Standing::First)) => {
+                self.state = State::Open { seen: now };
+                Step::Nothing
+            }
+            (State::Open { seen }, None) if now.saturating_duration_since(seen) < BLIND => {
+                Step::Nothing
+            }
+            (State::Open { seen }, standing) => {
+                let fault = match standing {
+                    Some(Standing::Gone) => Fault::Gone,
+                    Some(Standing::First | Standing::Behind) => Fault::Behind,
+                    None => Fault::Blind,
+                };
+                self.state = State::Closing { seen, fault };
+                Step::Close
+            }
+            (State::Closed { fault, exposed }, Some(Standing::First)) => {
+                self.state = State::Open { seen: now };
+                self.past = Some((fault, exposed, now));
+                Step::Open
+            }
+            (State::Closed { .. }, Some(Standing::Gone)) => Step::Hang,
+            // Whoever has the right may have set it up again.
+            (State::Closing { .. } | State::Closed { .. }, _) => Step::Close,
+        }
+    }
+
+    /// The device is down.
+    pub fn handle_closed(&mut self, now: Instant) {
+        if let State::Closing { seen, fault } = self.state {
+            let exposed = now.saturating_duration_since(seen);
+            self.state = State::Closed { fault, exposed };
+        }
+    }
+
+    /// What to tell people, by name.
+    pub fn conditions(
+        &self,
+        interface: &str,
+        now: Instant,
+    ) -> [(&'static str, Option<Condition>); 2] {
+        let stands = match self.state {
+            State::Open { .. } => None,
+            State::Closing { seen, fault } => {
+                let open = now.saturating_duration_since(seen);
+                Some((
+                    fault,
+                    format!(
+                        "it is still up, {open:.1?} after the programs were last seen in their place"
+                    ),
+                ))
+            }
+            State::Closed { fault, exposed } => Some((
+                fault,
+                format!(
+                    "it was taken down; packets may have passed unjudged for at most {exposed:.1?}"
+                ),
+            )),
+        };
+        let stands = stands.map(|(fault, text)| Condition {
+            severity: Severity::Error,
+            text: format!("{} on {interface}: {text}", fault.text()),
+            next_step: fault.next_step(),
+        });
+        let past = self
+            .past
+            .filter(|(.., over)| now.saturating_duration_since(*over) < REMEMBERED)
+            .map(|(fault, exposed, _)| Condition {
+                severity: Severity::Warning,
+                text: format!(
+                    "{} on {interface}, within the last hour: packets may have passed unjudged for at most {exposed:.1?}",
+                    fault.text()
+                ),
+                next_step: "the filter is in its place again; find out which program or person put something there",
+            });
+        [(BYPASSED, stands), (WAS_BYPASSED, past)]
+    }
+}
+
+impl Fault {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Behind => "a foreign program stood before the filter",
+            Self::Gone => "the filter's programs were taken off",
+            Self::Blind => "the kernel would not say whether the filter is in its place",
+        }
+    }
+
+    fn next_step(self) -> &'static str {
+        match self {
+            Self::Behind => {
+                "take it off (`bpftool net list`, `tc filter show`): the interface comes up by itself once the filter is first again"
+            }
+            Self::Gone => "the agent puts them back and the interface comes up by itself",
+            Self::Blind => {
+                "the agent needs CAP_NET_ADMIN and CAP_BPF; its log has the kernel's answer"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "a base for virtual time")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    const TICK: Duration = Duration::from_millis(500);
+
+    fn texts(vigil: &Vigil, now: Instant) -> Vec<(&'static str, String)> {
+        let conditions = vigil.conditions("mesh0", now).into_iter();
+        conditions
+            .filter_map(|(name, condition)| Some((name, condition?.text)))
+            .collect()
+    }
+
+    #[test]
+    fn a_foreign_program_closes_the_device_until_it_is_gone() {
+        let start = start();
+        let mut vigil = Vigil::new(start);
+        let at = |ticks: u32| start + TICK * ticks;
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::First), at(1)),
+            Step::Nothing
+        );
+        assert_eq!(texts(&vigil, at(1)), []);
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::Behind), at(2)),
+            Step::Close
+        );
+        vigil.handle_closed(at(2) + Duration::from_millis(10));
+        let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged for at most 510.0ms";
+        assert_eq!(texts(&vigil, at(3)), [(BYPASSED, text.to_owned())]);
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::Behind), at(3)),
+            Step::Close
+        );
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::First), at(4)),
+            Step::Open
+        );
+        let names: Vec<_> = texts(&vigil, at(4))
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, [WAS_BYPASSED]);
+        assert_eq!(texts(&vigil, at(4) + REMEMBERED), []);
+    }
+
+    #[test]
+    fn programs_taken_off_are_put_back_behind_a_closed_door() {
+        let start = start();
+        let mut vigil = Vigil::new(start);
+        let gone = Some(Standing::Gone);
+        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Close);
+        // Until it is closed there is nothing else to do.
+        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Close);
+        vigil.handle_closed(start + TICK);
+        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Hang);
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::First), start + TICK),
+            Step::Open
+        );
+    }
+
+    #[test]
+    fn silence_is_an_answer_after_a_second() {
+        let start = start();
+        let mut vigil = Vigil::new(start);
+        assert_eq!(vigil.handle_standing(None, start + TICK), Step::Nothing);
+        assert_eq!(vigil.handle_standing(None, start + TICK * 2), Step::Close);
+    }
+}
