@@ -16,6 +16,7 @@
 
 mod approve;
 mod apps;
+mod atoms;
 mod attributes;
 mod bits;
 mod check;
@@ -23,6 +24,7 @@ mod classes;
 mod compile;
 mod entries;
 mod explain;
+mod ground;
 mod hujson;
 mod identity;
 mod ipset;
@@ -33,10 +35,11 @@ mod ports;
 mod posture;
 mod problem;
 mod resolve;
+mod rules;
 mod selector;
+mod slab;
 mod ssh;
 mod syntax;
-mod terms;
 mod tests_block;
 
 pub use approve::auto_approved;

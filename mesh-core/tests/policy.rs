@@ -57,6 +57,34 @@ fn nodes_that_no_rule_joins_do_not_know_each_other() {
 }
 
 #[test]
+fn whom_a_deny_hides_is_not_taken_for_the_world() {
+    let mesh = roles();
+    let text = r#"{
+        "tagOwners": {"tag:node": [], "tag:sandbox": []},
+        "acls": [{"action": "accept", "src": ["autogroup:danger-all"], "dst": ["tag:node:*"]}],
+        "denies": [{"src": ["tag:sandbox"], "dst": ["tag:node:*"]}],
+    }"#;
+    let policy = mesh.policy(text);
+    let [node, sandbox] = [2, 4].map(mesh_core::node::NodeId);
+    assert!(!policy.sees(node, sandbox));
+    assert!(tcp(&policy, &mesh, 1, 2, 22) && !tcp(&policy, &mesh, 4, 2, 22));
+    // Nor by the table: the longest prefix around the hidden address is nobody's.
+    let told = policy.node(node);
+    let around = |address| {
+        let around = told
+            .identities
+            .iter()
+            .filter(|(net, _)| net.contains(&address));
+        around
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|(_, identity)| *identity)
+    };
+    let hidden = around(mesh.v4(sandbox));
+    assert_ne!(hidden, around("198.51.100.1".parse().unwrap()));
+    assert!(told.entries.keys().all(|key| Some(key.remote) != hidden));
+}
+
+#[test]
 fn the_default_allows_everything() {
     let mesh = roles();
     for text in [ALLOW_ALL, "", "{}", "// nothing\n"] {

@@ -16,12 +16,14 @@ use crate::node::Node;
 /// Those of the node's advertised routes that `autoApprovers` approves: a subnet where the very
 /// prefix or a wider one names the node's owner, an exit route only by `exitNode`.
 pub fn auto_approved(document: &Document, subjects: &Subjects<'_>, node: &Node) -> BTreeSet<IpNet> {
-    let resolver = Resolver::new(document, *subjects);
+    let resolver = Resolver::new(document, subjects.pools);
+    let user = node.owner.user().and_then(|user| subjects.users.get(&user));
+    let user = user.map(AsRef::as_ref);
     let approvers = &document.auto_approvers;
     let named = |owners: &[Spanned<Selector>]| {
         owners
             .iter()
-            .any(|owner| resolver.extent(&owner.value).owns(node))
+            .any(|owner| resolver.extent(&owner.value).owns(node, user))
     };
     let approved = |route: &&IpNet| {
         if route.prefix_len() == 0 {

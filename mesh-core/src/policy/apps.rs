@@ -10,7 +10,6 @@ use ipnet::IpNet;
 
 use super::classes::Class;
 use super::compile::CompiledPolicy;
-use super::entries::between;
 use crate::node::NodeId;
 
 /// Capabilities by name, each with the JSON values of every grant that gives it, in the order of
@@ -54,8 +53,7 @@ impl CompiledPolicy {
         src: &'a Class,
         dst: &'a Class,
     ) -> impl Iterator<Item = &'a (String, Vec<String>)> {
-        between(src, dst, &self.terms)
-            .filter(|term| term.grants_app)
-            .flat_map(|term| &self.apps[term.rule])
+        let rules = self.rules.between(src, dst);
+        rules.flat_map(|(_, rule, openings)| openings.into_iter().flat_map(|_| &rule.apps))
     }
 }

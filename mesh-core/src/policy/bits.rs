@@ -1,9 +1,9 @@
-//! Sets of small numbers: which terms a class matches, which classes a term reaches.
+//! Sets of small numbers: which rules a class matches, which classes a kind reaches.
 //!
 //! Kept as the words that are not zero, so that few members cost little however large they are,
 //! and many cost a bit each.
 
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Bits(Vec<(usize, u64)>);
 
 const WORD: usize = u64::BITS as usize;
@@ -21,6 +21,29 @@ impl Bits {
             Some((known, word)) if *known == index => *word |= bit,
             _ => self.0.insert(at, (index, bit)),
         }
+    }
+
+    pub(super) fn remove(&mut self, member: usize) {
+        let index = member / WORD;
+        let at = self.0.partition_point(|(known, _)| *known < index);
+        if let Some((known, word)) = self.0.get_mut(at)
+            && *known == index
+        {
+            *word &= !(1 << (member % WORD));
+            // Words that are zero are not kept: equal sets are equal values.
+            if *word == 0 {
+                self.0.remove(at);
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether some member is in both.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.both(other).next().is_some()
     }
 
     pub(super) fn contains(&self, member: usize) -> bool {
@@ -62,6 +85,11 @@ impl Bits {
             };
             members((index, common))
         })
+    }
+
+    /// Members that the other has not, ascending.
+    pub(super) fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = usize> + 'a {
+        self.iter().filter(|member| !other.contains(*member))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
@@ -109,7 +137,13 @@ mod tests {
             prop_assert_eq!(&x.iter().collect::<BTreeSet<_>>(), &a);
             prop_assert_eq!(x.contains(probe), a.contains(&probe));
             let both: Vec<usize> = a.intersection(&b).copied().collect();
-            prop_assert_eq!(x.both(&y).collect::<Vec<_>>(), both);
+            prop_assert_eq!(x.both(&y).collect::<Vec<_>>(), &both[..]);
+            let rest: Vec<usize> = a.difference(&b).copied().collect();
+            prop_assert_eq!(x.without(&y).collect::<Vec<_>>(), rest);
+            prop_assert_eq!(x.meets(&y), !both.is_empty());
+            let mut without = x.clone();
+            without.remove(probe);
+            prop_assert_eq!(without, a.iter().copied().filter(|member| *member != probe).collect::<Bits>());
             let mut union = x;
             union.union(&y);
             prop_assert_eq!(union.iter().collect::<Vec<_>>(), a.union(&b).copied().collect::<Vec<_>>());

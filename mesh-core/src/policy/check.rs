@@ -3,7 +3,7 @@
 //! Most of it is the reference's list of refusals. A policy that is refused here changes nothing:
 //! the one that runs goes on running.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -20,8 +20,16 @@ mod ssh;
 /// Refuses what is undefined or makes no sense, and what the policy's own `tests` say is wrong.
 pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problems> {
     let mut complaints = Complaints::default();
-    let resolver = Resolver::new(document, *subjects);
-    let names = Names { document, resolver };
+    let resolver = Resolver::new(document, subjects.pools);
+    let mut logins: BTreeMap<String, usize> = BTreeMap::new();
+    for user in subjects.users.values() {
+        *logins.entry(user.name.as_str().to_lowercase()).or_default() += 1;
+    }
+    let names = Names {
+        document,
+        resolver,
+        logins,
+    };
     for members in document.groups.values() {
         for user in &members.value {
             names.defined(user, &mut complaints);
@@ -29,7 +37,7 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
     }
     for owners in document.tag_owners.values() {
         for owner in &owners.value {
-            names.owner(owner, &mut complaints);
+            names.defined(owner, &mut complaints);
         }
     }
     for step in document.ip_sets.values().flat_map(|steps| &steps.value) {
@@ -60,7 +68,7 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
     let approvers = &document.auto_approvers;
     let routes = approvers.routes.iter().map(|(_, owners)| owners);
     for owner in routes.chain([&approvers.exit_node]).flatten() {
-        names.owner(owner, &mut complaints);
+        names.defined(owner, &mut complaints);
     }
     for clause in &document.ssh {
         ssh::clause(&names, clause, &mut complaints);
@@ -78,6 +86,8 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
 struct Names<'a> {
     document: &'a Document,
     resolver: Resolver<'a>,
+    /// How many users go by a login, in lower case.
+    logins: BTreeMap<String, usize>,
 }
 
 impl Names<'_> {
@@ -94,28 +104,22 @@ impl Names<'_> {
             Selector::Host(name) if !document.hosts.contains_key(name) => {
                 format!("host not defined in policy: {name:?}; define it in \"hosts\"")
             }
-            user @ Selector::User(name) if self.resolver.users(user).len() > 1 => {
+            Selector::User(name) if self.named(&name.to_lowercase()) > 1 => {
                 format!("multiple users found for {name:?}; write the whole login")
             }
             Selector::IpSet(name) if !document.ip_sets.contains_key(name) => {
                 format!("ip set not defined in policy: {name:?}; define it in \"ipsets\"")
-            }
-            Selector::Idp(_) | Selector::Autogroup(Autogroup::Role(_)) => {
-                format!(
-                    "{} uses a feature that is not yet supported",
-                    selector.value
-                )
             }
             _ => return,
         };
         complaints.add(selector.span, message);
     }
 
-    /// Administrators may do anyway what a role of theirs is named for here.
-    fn owner(&self, owner: &Spanned<Selector>, complaints: &mut Complaints) {
-        if !matches!(owner.value, Selector::Autogroup(Autogroup::Role(_))) {
-            self.defined(owner, complaints);
-        }
+    /// How many users a login means; `NAME@` means the user called NAME, too.
+    fn named(&self, login: &str) -> usize {
+        let short = login.strip_suffix('@');
+        let known = [Some(login), short].into_iter().flatten();
+        known.filter_map(|login| self.logins.get(login)).sum()
     }
 
     fn clause(&self, clause: &Clause, complaints: &mut Complaints) {
@@ -192,7 +196,11 @@ fn source(src: &Spanned<Selector>, complaints: &mut Complaints) {
             src.span,
             "autogroup not supported for ACL sources: autogroup:nonroot names logins of \"ssh\"",
         ),
-        Autogroup::Member | Autogroup::Tagged | Autogroup::DangerAll | Autogroup::Role(_) => {}
+        Autogroup::Member
+        | Autogroup::Tagged
+        | Autogroup::DangerAll
+        | Autogroup::Role(_)
+        | Autogroup::Shared => {}
     }
 }
 
@@ -225,7 +233,7 @@ fn destination(clause: &Clause, dst: &Spanned<Selector>, complaints: &mut Compla
 fn own(clause: &Clause, span: Span, complaints: &mut Complaints) {
     let people = |src: &Spanned<Selector>| match &src.value {
         Selector::User(_) | Selector::Domain(_) | Selector::Group(_) | Selector::Idp(_) => true,
-        Selector::Autogroup(Autogroup::Member | Autogroup::Role(_)) => true,
+        Selector::Autogroup(Autogroup::Member | Autogroup::Role(_) | Autogroup::Shared) => true,
         Selector::Any => clause.kind != Kind::Grant,
         _ => false,
     };

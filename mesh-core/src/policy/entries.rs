@@ -5,12 +5,13 @@
 //! port ranges, so that whoever looks up needs no precedence at all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::bits::Bits;
 use super::classes::Class;
 use super::compile::CompiledPolicy;
 use super::kinds::Twins;
-use super::terms::{Service, Term};
+use super::rules::{RuleSlot, Rules, Service};
 use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange, Rule};
 use crate::node::NodeId;
 use crate::{Direction, RuleId};
@@ -21,63 +22,61 @@ pub(super) struct Answer {
     pub(super) protocol: u8,
     pub(super) ports: PortRange,
     pub(super) action: Action,
-    /// Index into the policy's rules.
-    pub(super) rule: usize,
+    pub(super) rule: RuleSlot,
 }
 
-/// Entries, and the rules that they name.
+/// Entries, and the rules that they name. Where in the text those stand is not kept here: it
+/// changes with every line before them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Loaded {
     entries: BTreeMap<EntryKey, Entry>,
-    rules: BTreeMap<RuleId, Rule>,
+    rules: BTreeMap<RuleId, RuleSlot>,
 }
 
-/// The terms by which an address of class `src` may, or may not, open to one of class `dst`.
-pub(super) fn between<'a>(
-    src: &'a Class,
-    dst: &'a Class,
-    terms: &'a [Term],
-) -> impl Iterator<Item = &'a Term> {
-    let one_owner = src.owner.is_some() && src.owner == dst.owner;
-    src.src_terms
-        .both(&dst.dst_terms)
-        .map(|term| &terms[term])
-        .filter(move |term| one_owner || !term.same_owner)
-}
-
-/// What those terms come to: disjoint, denies included, by protocol and port.
-pub(super) fn answers(src: &Class, dst: &Class, terms: &[Term]) -> Vec<Answer> {
-    let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
-    for action in [Action::Deny, Action::Accept] {
-        for term in between(src, dst, terms).filter(|term| term.action == action) {
-            for Service { protocol, ports } in term.services.iter() {
-                let resolved = resolved.entry(*protocol).or_default();
-                resolved.fill(*ports, action, term.rule);
+impl Rules {
+    /// What those of the one class may, and may not, open to those of the other: disjoint, denies
+    /// included, by protocol and port.
+    pub(super) fn answers(&self, src: &Class, dst: &Class) -> Vec<Answer> {
+        let joined: Vec<_> = self.between(src, dst).collect();
+        let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
+        for action in [Action::Deny, Action::Accept] {
+            let rules = joined.iter().filter(|(_, rule, _)| rule.action == action);
+            for (slot, _, openings) in rules {
+                let services = openings.iter().flat_map(|opening| opening.services.iter());
+                for Service { protocol, ports } in services {
+                    let resolved = resolved.entry(*protocol).or_default();
+                    resolved.fill(*ports, action, *slot);
+                }
             }
         }
+        resolved
+            .into_iter()
+            .flat_map(|(protocol, resolved)| resolved.answers(protocol))
+            .collect()
     }
-    resolved
-        .into_iter()
-        .flat_map(|(protocol, resolved)| resolved.answers(protocol))
-        .collect()
-}
 
-/// Whether anything at all is granted: a packet, or a capability.
-pub(super) fn opens(src: &Class, dst: &Class, terms: &[Term]) -> bool {
-    let mut accepts = false;
-    let mut denies = false;
-    for term in between(src, dst, terms) {
-        match term.action {
-            Action::Accept if term.grants_app => return true,
-            Action::Accept => accepts = true,
-            Action::Deny => denies = true,
+    /// Whether anything at all is granted: a packet, or a capability.
+    pub(super) fn opens(&self, src: &Class, dst: &Class) -> bool {
+        let mut accepts = false;
+        let mut denies = false;
+        for slot in src.src_rules.both(&dst.dst_rules) {
+            let rule = &self.all[slot];
+            if !rule.joins(&src.key, &dst.key) {
+                continue;
+            }
+            match rule.action {
+                Action::Accept if !rule.apps.is_empty() => return true,
+                Action::Accept if self.denies.is_empty() => return true,
+                Action::Accept => accepts = true,
+                Action::Deny => denies = true,
+            }
         }
+        let left = || {
+            let answers = self.answers(src, dst);
+            answers.iter().any(|answer| answer.action == Action::Accept)
+        };
+        accepts && (!denies || left())
     }
-    let left = || {
-        let answers = answers(src, dst, terms);
-        answers.iter().any(|answer| answer.action == Action::Accept)
-    };
-    accepts && (!denies || left())
 }
 
 impl CompiledPolicy {
@@ -87,13 +86,19 @@ impl CompiledPolicy {
             return NodePolicy::default();
         };
         let kind = &self.kinds[me.kind];
-        let Loaded { entries, rules } = kind.loaded.get_or_init(|| self.load(kind)).clone();
+        let Loaded { entries, rules } = kind
+            .loaded
+            .get_or_init(|| Arc::new(self.load(kind)))
+            .as_ref();
         let table = self.table(id).into_iter();
         let identities = table.map(|(net, class)| (net, self.classes[class].identity));
+        let rules = rules.iter();
         NodePolicy {
             identities: identities.collect(),
-            entries,
-            rules,
+            entries: entries.clone(),
+            rules: rules
+                .map(|(id, slot)| (*id, self.rules.shown(*slot)))
+                .collect(),
         }
     }
 
@@ -117,11 +122,11 @@ impl CompiledPolicy {
 
     fn entries(&self, remote: &Class, local: &Class, direction: Direction, loaded: &mut Loaded) {
         let answers = match direction {
-            Direction::Ingress => answers(remote, local, &self.terms),
-            Direction::Egress => answers(local, remote, &self.terms),
+            Direction::Ingress => self.rules.answers(remote, local),
+            Direction::Egress => self.rules.answers(local, remote),
         };
         for answer in answers {
-            let (id, rule) = &self.rules[answer.rule];
+            let rule = self.rules.all[answer.rule].id;
             let key = EntryKey {
                 remote: remote.identity,
                 local: local.identity,
@@ -131,19 +136,17 @@ impl CompiledPolicy {
             };
             let entry = Entry {
                 action: answer.action,
-                rule: *id,
+                rule,
             };
             loaded.entries.insert(key, entry);
-            loaded.rules.entry(*id).or_insert_with(|| rule.clone());
+            loaded.rules.insert(rule, answer.rule);
         }
     }
 
     /// Text and line of a rule, if the policy has it.
-    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
-        self.rules
-            .iter()
-            .find(|(known, _)| *known == id)
-            .map(|(_, rule)| rule)
+    pub fn rule(&self, id: RuleId) -> Option<Rule> {
+        let (slot, _) = self.rules.slots().find(|(_, rule)| rule.id == id)?;
+        Some(self.rules.shown(slot))
     }
 }
 

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::compile::CompiledPolicy;
-use super::entries::answers;
 use crate::RuleId;
 use crate::netmap::Action;
 use crate::node::NodeId;
@@ -57,12 +56,13 @@ impl CompiledPolicy {
         let (Some(local), Some(remote)) = (local, remote) else {
             return Decision::DEFAULT;
         };
-        answers(&self.classes[remote], &self.classes[local], &self.terms)
+        self.rules
+            .answers(&self.classes[remote], &self.classes[local])
             .into_iter()
             .find(|answer| answer.protocol == protocol && answer.ports.contains(port))
             .map_or(Decision::DEFAULT, |answer| Decision {
                 action: answer.action,
-                rule: Some(self.rules[answer.rule].0),
+                rule: Some(self.rules.all[answer.rule].id),
             })
     }
 

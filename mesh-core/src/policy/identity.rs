@@ -1,156 +1,23 @@
-//! Classes of addresses that policy cannot tell apart, and the numbers they go by.
+//! The numbers that classes and rules go by.
 //!
-//! An address is judged by nothing but the set of selectors that it satisfies; that set, written
-//! out, is the class. The number is a hash of the writing, so it stays the same from one compile
-//! to the next without anybody remembering it.
+//! A number is a hash of what it stands for, so it stays the same from one compile to the next
+//! without anybody remembering it, and is the same however one got there. Where two want the same,
+//! which is rare among 2³² numbers, the later in the order of what they stand for takes the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use super::ipset::bounds;
-use super::resolve::Extent;
-use crate::node::{Node, NodeId, Tag, UserId};
-use crate::{Identity, RuleId};
+use crate::Identity;
 
-/// Index of a selector in the sorted list of all that the policy's rules use.
-pub(super) type AtomId = usize;
-
-/// One selector, and what it covers.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Atom {
-    /// Canonical text, the same in every compile.
-    pub(super) text: String,
-    pub(super) extent: Extent,
+/// The number that a class wants, from the text of its selectors.
+pub(super) fn wanted_by_class(text: &str) -> u32 {
+    hash(text).max(Identity::FIRST.0)
 }
 
-/// All selectors of a policy's rules, arranged so that an address finds its own quickly.
-#[derive(Debug, Default)]
-pub(super) struct Atoms {
-    texts: Vec<String>,
-    by_user: BTreeMap<UserId, Vec<AtomId>>,
-    by_tag: BTreeMap<Tag, Vec<AtomId>>,
-    by_node: BTreeMap<NodeId, Vec<AtomId>>,
-    member: Vec<AtomId>,
-    tagged: Vec<AtomId>,
-    /// Every prefix that some set is made of, with those sets.
-    cuts: BTreeMap<IpNet, Vec<AtomId>>,
-}
-
-impl Atoms {
-    /// `atoms` in the order of their texts, each text once.
-    pub(super) fn new(atoms: Vec<Atom>) -> Self {
-        let mut all = Self::default();
-        for (id, Atom { text, extent }) in atoms.into_iter().enumerate() {
-            all.texts.push(text);
-            match extent {
-                Extent::Addresses(set) => {
-                    for prefix in set.prefixes() {
-                        all.cuts.entry(prefix).or_default().push(id);
-                    }
-                }
-                Extent::Users(users) => {
-                    for user in users {
-                        all.by_user.entry(user).or_default().push(id);
-                    }
-                }
-                Extent::Nodes(nodes) => {
-                    for node in nodes {
-                        all.by_node.entry(node).or_default().push(id);
-                    }
-                }
-                Extent::Tag(tag) => all.by_tag.entry(tag).or_default().push(id),
-                Extent::Member => all.member.push(id),
-                Extent::Tagged => all.tagged.push(id),
-            }
-        }
-        all
-    }
-
-    pub(super) fn id(&self, text: &str) -> Option<AtomId> {
-        self.texts
-            .binary_search_by(|known| known.as_str().cmp(text))
-            .ok()
-    }
-
-    pub(super) fn text(&self, atom: AtomId) -> &str {
-        &self.texts[atom]
-    }
-
-    /// Those that a node's own address satisfies: by its owner, and by the address itself.
-    pub(super) fn of_address(&self, node: &Node, address: IpNet) -> Vec<AtomId> {
-        let mut atoms = self.of_net(address);
-        atoms.extend(self.by_node.get(&node.id).into_iter().flatten());
-        if let Some(user) = node.owner.user() {
-            atoms.extend(self.by_user.get(&user).into_iter().flatten());
-            atoms.extend(&self.member);
-        } else {
-            atoms.extend(&self.tagged);
-            for tag in node.owner.tags() {
-                atoms.extend(self.by_tag.get(tag).into_iter().flatten());
-            }
-        }
-        atoms.sort_unstable();
-        atoms.dedup();
-        atoms
-    }
-
-    /// Those that hold all of `net`. A set's prefixes are the widest that it is made of, so it is
-    /// one of them, `net` itself or wider, that does.
-    pub(super) fn of_net(&self, net: IpNet) -> Vec<AtomId> {
-        let mut atoms: Vec<AtomId> = (0..=net.prefix_len())
-            .filter_map(|length| self.cuts.get(&IpNet::new(net.addr(), length).ok()?.trunc()))
-            .flatten()
-            .copied()
-            .collect();
-        atoms.sort_unstable();
-        atoms
-    }
-
-    /// `net` and what policy cuts out of it: looked up by longest prefix, each address has its own.
-    pub(super) fn pieces(&self, net: IpNet) -> Vec<IpNet> {
-        let mut pieces = vec![net];
-        pieces.extend(
-            self.cuts
-                .range(within(net))
-                .map(|(cut, _)| *cut)
-                .filter(|cut| *cut != net),
-        );
-        pieces
-    }
-}
-
-/// The keys of a map by prefix that lie within `net`: prefixes sort by address, then by length.
-fn within(net: IpNet) -> impl std::ops::RangeBounds<IpNet> {
-    let (_, last) = bounds(net);
-    let last = match net {
-        IpNet::V4(_) => std::net::Ipv4Addr::from(u32::try_from(last).unwrap_or(u32::MAX)).into(),
-        IpNet::V6(_) => std::net::IpAddr::from(std::net::Ipv6Addr::from(last)),
-    };
-    net..=IpNet::from(last)
-}
-
-/// The number of each class, from its canonical key. A clash, which is rare among 2³² numbers,
-/// goes to the next free number in the order of the keys.
-pub(super) fn number(keys: &[String]) -> Vec<Identity> {
-    let mut order: Vec<usize> = (0..keys.len()).collect();
-    order.sort_by_key(|&index| &keys[index]);
-    let mut taken = std::collections::BTreeSet::new();
-    let mut numbers = vec![Identity::UNKNOWN; keys.len()];
-    for index in order {
-        let mut number = hash(&keys[index]).max(Identity::FIRST.0);
-        while !taken.insert(number) {
-            number = number.wrapping_add(1).max(Identity::FIRST.0);
-        }
-        numbers[index] = Identity(number);
-    }
-    numbers
-}
-
-/// The name of a rule that says `content` for the `occurrence`th time in its policy.
-pub(super) fn rule_id(content: &str, occurrence: usize) -> RuleId {
-    RuleId(hash(&format!("{occurrence}\n{content}")).max(1))
+/// The number that a rule wants which says `content` for the `occurrence`th time in its policy.
+pub(super) fn wanted_by_rule(content: &str, occurrence: usize) -> u32 {
+    hash(&format!("{occurrence}\n{content}")).max(1)
 }
 
 fn hash(text: &str) -> u32 {
@@ -158,23 +25,76 @@ fn hash(text: &str) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
+/// Gives everybody the number that he wants, or else the next, none below `first`. Who comes
+/// first is served first.
+pub(super) fn settle(wanted: impl Iterator<Item = u32>, first: u32) -> Vec<u32> {
+    let mut taken = BTreeSet::new();
+    let one = |wanted: u32| {
+        let mut number = wanted.max(first);
+        while !taken.insert(number) {
+            number = number.wrapping_add(1).max(first);
+        }
+        number
+    };
+    wanted.map(one).collect()
+}
+
+/// How many want each number: as long as no two want the same, everybody has the one he wants.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Numbers {
+    wanted: BTreeMap<u32, usize>,
+    many: usize,
+}
+
+impl Numbers {
+    pub(super) fn add(&mut self, wanted: u32) {
+        *self.wanted.entry(wanted).or_default() += 1;
+        self.many += 1;
+    }
+
+    pub(super) fn remove(&mut self, wanted: u32) {
+        if let Some(many) = self.wanted.get_mut(&wanted) {
+            *many -= 1;
+            self.many -= 1;
+            if *many == 0 {
+                self.wanted.remove(&wanted);
+            }
+        }
+    }
+
+    pub(super) fn clash(&self) -> bool {
+        self.wanted.len() < self.many
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_depend_on_the_key_alone() {
-        let keys = ["tag:a", "tag:b", ""].map(String::from);
-        let [a, b, none] = number(&keys)[..] else {
-            panic!("three keys, three numbers")
-        };
-        assert_eq!(number(&["tag:b".to_owned()]), [b]);
-        assert!(a != b && b != none && none >= Identity::FIRST);
+    fn numbers_depend_on_the_text_alone() {
+        let [a, b, none] = ["tag:a", "tag:b", ""].map(wanted_by_class);
+        assert!(a != b && b != none && none >= Identity::FIRST.0);
+        assert_ne!(wanted_by_rule("a", 0), wanted_by_rule("a", 1));
+        assert_eq!(wanted_by_rule("a", 0), wanted_by_rule("a", 0));
     }
 
     #[test]
-    fn a_rule_said_twice_has_two_names() {
-        assert_ne!(rule_id("a", 0), rule_id("a", 1));
-        assert_eq!(rule_id("a", 0), rule_id("a", 0));
+    fn who_comes_later_gives_way() {
+        let settle = |wanted: &[u32]| settle(wanted.iter().copied(), 5);
+        assert_eq!(settle(&[9, 9, 10, 9]), [9, 10, 11, 12]);
+        assert_eq!(settle(&[u32::MAX, u32::MAX, 1]), [u32::MAX, 5, 6]);
+    }
+
+    #[test]
+    fn a_clash_is_known_as_long_as_it_lasts() {
+        let mut numbers = Numbers::default();
+        numbers.add(7);
+        numbers.add(8);
+        assert!(!numbers.clash());
+        numbers.add(7);
+        assert!(numbers.clash());
+        numbers.remove(7);
+        assert!(!numbers.clash());
     }
 }

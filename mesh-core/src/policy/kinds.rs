@@ -1,7 +1,8 @@
 //! Kinds: nodes whose places are of the same classes, and which classes they have to do with.
 //!
-//! Who sees whom is decided here, once per pair of classes by way of the terms that join them, and
-//! never per pair of nodes.
+//! Who sees whom is decided here, once per pair of classes by way of the rules that join them, and
+//! never per pair of nodes. What is hard: when something changes, to find those whom it concerns,
+//! so that all others keep what was worked out for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -9,14 +10,16 @@ use std::sync::{Arc, OnceLock};
 use ipnet::IpNet;
 
 use super::bits::Bits;
-use super::classes::{Class, ClassId, Placed};
-use super::entries::{self, Loaded};
-use super::identity::AtomId;
-use super::terms::Term;
+use super::classes::{ClassId, Classes, Placed};
+use super::entries::Loaded;
+use super::rules::Rules;
+use super::slab::Slab;
 use crate::netmap::Action;
 use crate::node::NodeId;
 
-#[derive(Clone, Debug)]
+pub(super) type KindId = usize;
+
+#[derive(Clone, Debug, Default)]
 pub(super) struct Twins {
     pub(super) classes: Vec<ClassId>,
     /// Classes that something may be opened to.
@@ -25,7 +28,7 @@ pub(super) struct Twins {
     /// Their own addresses.
     pub(super) addresses: Vec<(IpNet, ClassId)>,
     /// What all of them load, made when first asked for.
-    pub(super) loaded: OnceLock<Loaded>,
+    pub(super) loaded: OnceLock<Arc<Loaded>>,
 }
 
 impl Twins {
@@ -37,111 +40,232 @@ impl Twins {
         };
         reaches(self, other) || reaches(other, self)
     }
-}
 
-/// Sorts the nodes into kinds and tells each its own.
-pub(super) fn twins(
-    nodes: &mut BTreeMap<NodeId, Placed>,
-    classes: &[Class],
-    terms: &[Term],
-) -> Vec<Twins> {
-    let mut by_classes: BTreeMap<Vec<ClassId>, BTreeSet<NodeId>> = BTreeMap::new();
-    for (id, placed) in nodes.iter() {
-        let classes: BTreeSet<ClassId> = placed.places().map(|(_, class)| class).collect();
-        by_classes
-            .entry(classes.into_iter().collect())
-            .or_default()
-            .insert(*id);
-    }
-    let mut reached = Reached::new(classes, terms);
-    let mut kinds = Vec::new();
-    for (kind, (classes, twins)) in by_classes.into_iter().enumerate() {
-        let mut addresses = Vec::new();
-        for id in &twins {
-            if let Some(placed) = nodes.get_mut(id) {
-                placed.kind = kind;
-                addresses.extend(placed.addresses);
-            }
-        }
-        addresses.sort_unstable();
-        let mut reaches = Bits::default();
-        for class in &classes {
-            reaches.union(reached.from(*class));
-        }
-        kinds.push(Twins {
-            classes,
-            reaches,
-            nodes: twins,
-            addresses,
-            loaded: OnceLock::new(),
-        });
-    }
-    kinds
-}
-
-/// Which classes each class may open something to.
-struct Reached<'a> {
-    classes: &'a [Class],
-    terms: &'a [Term],
-    /// Of each term, the classes that are its destination.
-    by_term: Vec<Bits>,
-    owned: BTreeMap<AtomId, Bits>,
-    denies: bool,
-    /// Classes with the same terms and owner reach the same; found by the set's place in memory.
-    known: BTreeMap<(usize, Option<AtomId>), Bits>,
-}
-
-impl<'a> Reached<'a> {
-    fn new(classes: &'a [Class], terms: &'a [Term]) -> Self {
-        let mut by_term = vec![Bits::default(); terms.len()];
-        let mut owned: BTreeMap<AtomId, Bits> = BTreeMap::new();
-        for (id, class) in classes.iter().enumerate() {
-            for term in class.dst_terms.iter() {
-                by_term[term].insert(id);
-            }
-            if let Some(owner) = class.owner {
-                owned.entry(owner).or_default().insert(id);
-            }
-        }
-        Self {
-            classes,
-            terms,
-            by_term,
-            owned,
-            denies: terms.iter().any(|term| term.action == Action::Deny),
-            known: BTreeMap::new(),
-        }
+    fn opens(&self, dst: ClassId, rules: &Rules, classes: &Classes) -> bool {
+        let dst = &classes[dst];
+        let mut mine = self.classes.iter();
+        mine.any(|src| rules.opens(&classes[*src], dst))
     }
 
-    fn from(&mut self, class: ClassId) -> &Bits {
-        let class = &self.classes[class];
-        let key = (Arc::as_ptr(&class.src_terms) as usize, class.owner);
-        if !self.known.contains_key(&key) {
-            let reached = self.find(class);
-            self.known.insert(key, reached);
+    /// All that something may be opened to, found by way of the rules.
+    fn find_reach(&self, rules: &Rules, classes: &Classes) -> Bits {
+        let mut mine = Bits::default();
+        for class in &self.classes {
+            mine.union(&classes[*class].src_rules);
         }
-        &self.known[&key]
-    }
-
-    fn find(&self, class: &Class) -> Bits {
-        let mut reached = Bits::default();
-        for id in class.src_terms.iter() {
-            let term = &self.terms[id];
-            match (term.action, term.same_owner) {
-                (Action::Deny, _) => {}
-                (Action::Accept, false) => reached.union(&self.by_term[id]),
-                (Action::Accept, true) => {
-                    let own = class.owner.and_then(|owner| self.owned.get(&owner));
-                    let own = own.into_iter().flat_map(|own| own.both(&self.by_term[id]));
-                    reached.union(&own.collect());
+        let mut everywhere = false;
+        let mut destinations = Bits::default();
+        for rule in mine.iter().map(|rule| &rules.all[rule]) {
+            if rule.action == Action::Accept {
+                everywhere |= rule.is_everywhere();
+                for atom in rule.dst() {
+                    destinations.insert(atom);
                 }
             }
         }
-        if !self.denies {
-            return reached;
+        let mut reach = Bits::default();
+        if everywhere {
+            reach = classes.iter().map(|(class, _)| class).collect();
+        } else {
+            for holders in destinations.iter().filter_map(|atom| classes.holders(atom)) {
+                reach.union(holders);
+            }
         }
-        // A deny that leaves nothing open leaves nothing to see either.
-        let open = |dst: &usize| entries::opens(class, &self.classes[*dst], self.terms);
-        reached.iter().filter(open).collect()
+        let special = [&rules.denies, &rules.steered, &rules.selfish];
+        match special.iter().any(|special| mine.meets(special)) {
+            // Not every rule that names a destination holds for it, or a deny leaves nothing open.
+            true => {
+                let open = |dst: &ClassId| self.opens(*dst, rules, classes);
+                reach.iter().filter(open).collect()
+            }
+            false => reach,
+        }
+    }
+}
+
+/// All kinds that some node is of.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kinds {
+    all: Slab<Arc<Twins>>,
+    by_classes: BTreeMap<Vec<ClassId>, KindId>,
+    /// The kinds of those who are of a class, by class.
+    of_class: Vec<Bits>,
+    /// Whom somebody joined or left since the last [`Self::settle`], and the new ones among them.
+    touched: BTreeSet<KindId>,
+    fresh: BTreeSet<KindId>,
+}
+
+impl std::ops::Index<KindId> for Kinds {
+    type Output = Twins;
+
+    fn index(&self, kind: KindId) -> &Twins {
+        &self.all[kind]
+    }
+}
+
+/// What became of the kinds when nodes came and went.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    fresh: BTreeSet<KindId>,
+    gone: Vec<Arc<Twins>>,
+}
+
+impl Moved {
+    /// Classes that somebody was of who is not of them any more.
+    pub(super) fn left(&self) -> impl Iterator<Item = ClassId> {
+        self.gone
+            .iter()
+            .flat_map(|twins| twins.classes.iter().copied())
+    }
+}
+
+impl Kinds {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Twins> {
+        self.all.iter().map(|(_, twins)| twins.as_ref())
+    }
+
+    /// Whether somebody is of this class.
+    pub(super) fn have(&self, class: ClassId) -> bool {
+        self.of_class
+            .get(class)
+            .is_some_and(|kinds| !kinds.is_empty())
+    }
+
+    pub(super) fn join(&mut self, node: NodeId, classes: Vec<ClassId>) -> KindId {
+        let kind = match self.by_classes.get(&classes) {
+            Some(kind) => *kind,
+            None => {
+                let kind = self.all.insert(Arc::new(Twins {
+                    classes: classes.clone(),
+                    ..Twins::default()
+                }));
+                for class in &classes {
+                    if self.of_class.len() <= *class {
+                        self.of_class.resize(*class + 1, Bits::default());
+                    }
+                    self.of_class[*class].insert(kind);
+                }
+                self.by_classes.insert(classes, kind);
+                self.fresh.insert(kind);
+                kind
+            }
+        };
+        self.twins(kind).nodes.insert(node);
+        self.touched.insert(kind);
+        kind
+    }
+
+    pub(super) fn leave(&mut self, node: NodeId, kind: KindId) {
+        self.twins(kind).nodes.remove(&node);
+        self.touched.insert(kind);
+    }
+
+    fn twins(&mut self, kind: KindId) -> &mut Twins {
+        let twins = self.all.get_mut(kind);
+        Arc::make_mut(twins.expect("a node's kind stays as long as the node is of it"))
+    }
+
+    /// Lets go of kinds that nobody is of any more, and finds the addresses of the others.
+    pub(super) fn settle(&mut self, nodes: &BTreeMap<NodeId, Arc<Placed>>) -> Moved {
+        let mut moved = Moved {
+            fresh: std::mem::take(&mut self.fresh),
+            gone: Vec::new(),
+        };
+        for kind in std::mem::take(&mut self.touched) {
+            let twins = self.twins(kind);
+            if !twins.nodes.is_empty() {
+                let mine = twins.nodes.iter().filter_map(|id| nodes.get(id));
+                let mut addresses: Vec<_> = mine.flat_map(|placed| placed.addresses).collect();
+                addresses.sort_unstable();
+                twins.addresses = addresses;
+            } else if let Some(twins) = self.all.remove(kind) {
+                self.by_classes.remove(&twins.classes);
+                for class in &twins.classes {
+                    self.of_class[*class].remove(kind);
+                }
+                moved.fresh.remove(&kind);
+                moved.gone.push(twins);
+            }
+        }
+        moved
+    }
+
+    /// Finds anew who reaches whom, where one of the `judged` classes, or one that is `dead`, has
+    /// to do with it; and lets those whom it concerns load again.
+    pub(super) fn judge(
+        &mut self,
+        moved: &Moved,
+        judged: &Bits,
+        dead: &Bits,
+        rules: &Rules,
+        classes: &Classes,
+    ) {
+        for kind in &moved.fresh {
+            let reaches = self[*kind].find_reach(rules, classes);
+            self.twins(*kind).reaches = reaches;
+        }
+        let still = moved.fresh.is_empty() && moved.gone.is_empty();
+        if still && judged.is_empty() && dead.is_empty() {
+            return;
+        }
+        let old = self.all.iter().map(|(kind, _)| kind);
+        let old: Vec<KindId> = old.filter(|kind| !moved.fresh.contains(kind)).collect();
+        let mut stale: BTreeSet<KindId> = BTreeSet::new();
+        for kind in &old {
+            let knew = |gone: &Arc<Twins>| self[*kind].sees(gone);
+            if moved.gone.iter().any(knew) {
+                stale.insert(*kind);
+            }
+        }
+        for kind in &old {
+            let twins = &self[*kind];
+            let mut own = twins.classes.iter();
+            let reaches = if own.any(|class| judged.contains(*class)) {
+                stale.insert(*kind);
+                twins.find_reach(rules, classes)
+            } else {
+                let known = &twins.reaches;
+                let turned = judged
+                    .iter()
+                    .filter(|class| twins.opens(*class, rules, classes) != known.contains(*class));
+                let turned: Vec<ClassId> = turned.chain(known.both(dead)).collect();
+                let mut reaches = known.clone();
+                for class in turned {
+                    match known.contains(class) {
+                        true => reaches.remove(class),
+                        false => reaches.insert(class),
+                    }
+                }
+                reaches
+            };
+            if reaches != twins.reaches {
+                stale.insert(*kind);
+                // To be seen is to see.
+                for class in reaches
+                    .without(&twins.reaches)
+                    .chain(twins.reaches.without(&reaches))
+                {
+                    stale.extend(self.of_class.get(class).into_iter().flat_map(Bits::iter));
+                }
+                self.twins(*kind).reaches = reaches;
+            }
+        }
+        for kind in &old {
+            let mut fresh = moved.fresh.iter();
+            if fresh.any(|fresh| self[*kind].sees(&self[*fresh])) {
+                stale.insert(*kind);
+            }
+        }
+        for kind in stale {
+            self.twins(kind).loaded = OnceLock::new();
+        }
+    }
+
+    /// Lets everybody load again.
+    pub(super) fn forget(&mut self) {
+        let all: Vec<KindId> = self.all.iter().map(|(kind, _)| kind).collect();
+        for kind in all {
+            self.twins(kind).loaded = OnceLock::new();
+        }
     }
 }

@@ -11,7 +11,6 @@ use ipnet::IpNet;
 
 use super::classes::{ClassId, Placed};
 use super::compile::CompiledPolicy;
-use super::entries::{between, opens};
 use crate::node::NodeId;
 
 impl CompiledPolicy {
@@ -59,11 +58,9 @@ impl CompiledPolicy {
         let Some(placed) = self.nodes.get(&peer).filter(|_| self.sees(viewer, peer)) else {
             return allowed;
         };
-        let without_v4 = [viewer, peer].iter().any(|node| {
-            self.attributes
-                .get(node)
-                .is_some_and(|attributes| attributes.contains("disable-ipv4"))
-        });
+        let without_v4 = [viewer, peer]
+            .iter()
+            .any(|node| self.attributes(*node).contains("disable-ipv4"));
         let own = placed.addresses.iter().map(|(address, _)| *address);
         allowed.extend(own.filter(|address| !without_v4 || address.addr().is_ipv6()));
         allowed
@@ -75,7 +72,7 @@ impl CompiledPolicy {
     /// the first of the routers that they name. Who serves the prefix too sees the first in any
     /// case: that is how a standby knows its primary.
     fn elected(&self, viewer: NodeId, me: &Placed, route: IpNet) -> Option<NodeId> {
-        let routers = self.routers.get(&route)?;
+        let routers = self.ground.routers.get(&route)?;
         let pieces = |router: &NodeId| Some((*router, self.nodes.get(router)?.routes.get(&route)?));
         let (primary, first) = pieces(routers.first()?)?;
         let mut plain = me.routes.contains_key(&route);
@@ -122,17 +119,25 @@ impl CompiledPolicy {
         for (net, class) in self.world {
             let world = &self.classes[class];
             let mut local = mine.iter().map(|local| &self.classes[*local]);
-            if local.any(|local| opens(world, local, &self.terms)) {
+            if local.any(|local| self.rules.opens(world, local)) {
                 table.insert(net, class);
+                // Whom this node is not told of is nobody to it, and not the world either: it may
+                // well be that rules forbid him what they allow the world.
+                let pools = self.ground.pools.each().into_iter();
+                table.extend(pools.map(|pool| (pool, self.nobody)));
             }
         }
-        let exits = self.exits.iter().filter(|exit| self.sees(viewer, **exit));
+        let exits = self
+            .ground
+            .exits
+            .iter()
+            .filter(|exit| self.sees(viewer, **exit));
         for exit in exits.chain([&viewer]) {
             let internet = self.nodes.get(exit).map(|placed| &placed.internet);
             table.extend(internet.into_iter().flatten().copied());
         }
         let mut routes: Vec<(u8, &[(IpNet, ClassId)])> = Vec::new();
-        for route in self.routers.keys() {
+        for route in self.ground.routers.keys() {
             let router = match me.routes.contains_key(route) {
                 true => Some(viewer),
                 false => self.elected(viewer, me, *route),
@@ -171,10 +176,11 @@ impl CompiledPolicy {
         for src in &self.kinds[me.kind].classes {
             for (_, dst) in pieces {
                 let (src, dst) = (&self.classes[*src], &self.classes[*dst]);
-                if !opens(src, dst, &self.terms) {
+                if !self.rules.opens(src, dst) {
                     continue;
                 }
-                if between(src, dst, &self.terms).any(|term| !term.is_via()) {
+                let mut rules = self.rules.between(src, dst);
+                if rules.any(|(_, rule, _)| rule.via.is_empty()) {
                     return Some(Way::Plain);
                 }
                 way = Some(Way::Via);
@@ -188,7 +194,7 @@ impl CompiledPolicy {
         let mine = &self.kinds[me.kind].classes;
         pieces.iter().any(|(_, src)| {
             let mut local = mine.iter().map(|local| &self.classes[*local]);
-            local.any(|local| opens(&self.classes[*src], local, &self.terms))
+            local.any(|local| self.rules.opens(&self.classes[*src], local))
         })
     }
 }

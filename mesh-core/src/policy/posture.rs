@@ -57,6 +57,13 @@ pub(super) fn attributes(node: &Node) -> Attributes {
     attributes
 }
 
+/// A node has a posture where all of its conditions hold.
+pub(super) fn holds(conditions: &[Condition], attributes: &Attributes) -> bool {
+    conditions
+        .iter()
+        .all(|condition| condition.holds(attributes))
+}
+
 impl Condition {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
@@ -87,7 +94,7 @@ impl Condition {
         })
     }
 
-    pub(super) fn holds(&self, attributes: &Attributes) -> bool {
+    fn holds(&self, attributes: &Attributes) -> bool {
         let value = attributes.get(&self.attribute);
         match (&self.test, value) {
             (Test::IsSet, value) => value.is_some(),

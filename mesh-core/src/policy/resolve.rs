@@ -1,4 +1,4 @@
-//! What a selector means in a given world: a set of addresses, or a property of nodes.
+//! What a selector means: a set of addresses, or a property of nodes and of the people who own them.
 //!
 //! Tags, users and groups mean the nodes' own addresses and never a subnet behind them; hosts and
 //! raw addresses mean exactly what is written, one family.
@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::ground::{self, Ground, nets};
 use super::ipset::IpSet;
 use super::ipsets::{self, IpSets};
-use super::posture;
+use super::posture::Condition;
+use super::problem::Spanned;
 use super::selector::{Autogroup, Selector};
 use super::syntax::Document;
-use crate::node::{HostInfo, Node, NodeId, Tag, User, UserId};
+use crate::node::{HostInfo, Node, NodeId, Role, Tag, User, UserId};
 use crate::world::{Pools, World};
 
 /// Whom a policy is about.
@@ -76,167 +78,181 @@ pub fn tells_apart(old: &Node, new: &Node) -> bool {
     !same
 }
 
-/// What a selector covers.
+/// What a selector covers, as far as the text says it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Extent {
+    /// `*` as a source: the pools but for what is reserved, and every approved subnet route.
+    Mesh,
     /// These addresses, whoever has them.
     Addresses(IpSet),
     /// The own addresses of nodes of such an owner.
-    Users(BTreeSet<UserId>),
+    People(People),
     Tag(Tag),
     Member,
     Tagged,
-    /// The own addresses of these nodes.
-    Nodes(BTreeSet<NodeId>),
+    /// What lies behind the routers of a tag.
+    Behind(Tag),
+    /// The own addresses of nodes of which all of this holds.
+    Posture(Vec<Condition>),
+}
+
+/// Users by what is known of them. Logins and domains are in lower case.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct People {
+    pub(super) logins: BTreeSet<String>,
+    pub(super) domains: BTreeSet<String>,
+    pub(super) idp_groups: BTreeSet<String>,
+    pub(super) roles: BTreeSet<Role>,
+}
+
+impl People {
+    pub(super) fn hold(&self, user: &User) -> bool {
+        let login = user.name.as_str().to_lowercase();
+        let domain = login.rsplit_once('@').map(|(_, domain)| domain);
+        self.logins.contains(&login)
+            || domain.is_some_and(|domain| self.domains.contains(domain))
+            || !self.idp_groups.is_disjoint(&user.idp_groups)
+            || self.roles.contains(&user.role)
+    }
+
+    /// Takes in whom a selector of people names; `NAME@` means the user called NAME.
+    fn name(&mut self, selector: &Selector) {
+        match selector {
+            Selector::User(name) => {
+                let name = name.to_lowercase();
+                if let Some(short) = name.strip_suffix('@') {
+                    self.logins.insert(short.to_owned());
+                }
+                self.logins.insert(name);
+            }
+            Selector::Domain(domain) => drop(self.domains.insert(domain.to_lowercase())),
+            Selector::Idp(name) => {
+                let name = name.strip_prefix("idp:").unwrap_or(name);
+                self.idp_groups.insert(name.to_owned());
+            }
+            Selector::Autogroup(Autogroup::Role(role)) => drop(self.roles.insert(*role)),
+            _ => {}
+        }
+    }
 }
 
 impl Extent {
     /// Whether a node's own addresses are meant, as far as its owner decides that.
-    pub(super) fn owns(&self, node: &Node) -> bool {
+    pub(super) fn owns(&self, node: &Node, user: Option<&User>) -> bool {
         match self {
-            Self::Addresses(_) => false,
-            Self::Users(users) => node.owner.user().is_some_and(|user| users.contains(&user)),
+            Self::Mesh | Self::Addresses(_) | Self::Behind(_) | Self::Posture(_) => false,
+            Self::People(people) => user.is_some_and(|user| people.hold(user)),
             Self::Tag(tag) => node.owner.tags().any(|own| own == tag),
             Self::Member => node.owner.user().is_some(),
             Self::Tagged => node.owner.user().is_none(),
-            Self::Nodes(nodes) => nodes.contains(&node.id),
         }
     }
 
     /// Whether the node is meant, by its owner or by one of its addresses.
-    pub(super) fn covers(&self, node: &Node) -> bool {
+    pub(super) fn covers(&self, node: &Node, user: Option<&User>, ground: &Ground) -> bool {
         let mut addresses = node.addresses.prefixes().into_iter();
-        self.owns(node) || addresses.any(|address| self.holds(address))
+        self.owns(node, user) || addresses.any(|address| self.holds(address, ground))
     }
 
     /// Whether the prefix is meant as such, whoever has it.
-    pub(super) fn holds(&self, net: IpNet) -> bool {
-        matches!(self, Self::Addresses(set) if set.contains_net(net))
+    pub(super) fn holds(&self, net: IpNet, ground: &Ground) -> bool {
+        match self {
+            Self::Mesh => ground.holds(net),
+            Self::Addresses(set) => set.contains_net(net),
+            _ => false,
+        }
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Resolver<'a> {
     document: &'a Document,
-    subjects: Subjects<'a>,
-    /// Users by their logins, lower case.
-    logins: BTreeMap<String, BTreeSet<UserId>>,
     ip_sets: IpSets,
+    internet: IpSet,
 }
 
 impl<'a> Resolver<'a> {
-    pub(super) fn new(document: &'a Document, subjects: Subjects<'a>) -> Self {
-        let mut logins: BTreeMap<String, BTreeSet<UserId>> = BTreeMap::new();
-        for user in subjects.users.values() {
-            let login = user.name.as_str().to_lowercase();
-            logins.entry(login).or_default().insert(user.id);
-        }
+    pub(super) fn new(document: &'a Document, pools: &Pools) -> Self {
         Self {
             document,
-            subjects,
-            logins,
             // `check` says what is wrong with sets that cannot be worked out.
             ip_sets: ipsets::resolve(document).unwrap_or_default(),
+            internet: ground::internet(pools),
         }
     }
 
     /// As a source; as a destination all but [`Selector::Any`] and `autogroup:self` mean the same.
     pub(super) fn extent(&self, selector: &Selector) -> Extent {
         match selector {
-            Selector::Any => Extent::Addresses(self.mesh()),
+            Selector::Any => Extent::Mesh,
             Selector::Prefix(net) => Extent::Addresses([*net].into_iter().collect()),
             Selector::Host(name) => {
                 let net = self.document.hosts.get(name).map(|host| host.value);
                 Extent::Addresses(net.into_iter().collect())
             }
-            Selector::User(_) | Selector::Domain(_) => Extent::Users(self.users(selector)),
+            Selector::User(_)
+            | Selector::Domain(_)
+            | Selector::Idp(_)
+            | Selector::Autogroup(Autogroup::Role(_)) => {
+                let mut people = People::default();
+                people.name(selector);
+                Extent::People(people)
+            }
             Selector::Group(name) => {
+                let mut people = People::default();
                 let members = self.document.groups.get(name);
-                let users = members.into_iter().flat_map(|members| &members.value);
-                Extent::Users(users.flat_map(|user| self.users(&user.value)).collect())
+                for member in members.into_iter().flat_map(|members| &members.value) {
+                    people.name(&member.value);
+                }
+                Extent::People(people)
             }
             Selector::Tag(tag) => Extent::Tag(tag.clone()),
             Selector::Autogroup(Autogroup::Member | Autogroup::Own) => Extent::Member,
             Selector::Autogroup(Autogroup::Tagged) => Extent::Tagged,
-            Selector::Autogroup(Autogroup::Internet) => Extent::Addresses(self.internet()),
-            Selector::Autogroup(Autogroup::DangerAll) => Extent::Addresses(everything()),
+            Selector::Autogroup(Autogroup::Internet) => Extent::Addresses(self.internet.clone()),
+            Selector::Autogroup(Autogroup::DangerAll) => {
+                Extent::Addresses(nets(&["0.0.0.0/0", "::/0"]).collect())
+            }
             Selector::IpSet(name) => {
                 Extent::Addresses(self.ip_sets.get(name).cloned().unwrap_or_default())
             }
-            Selector::Autogroup(Autogroup::NonRoot | Autogroup::Role(_)) | Selector::Idp(_) => {
-                Extent::Users(BTreeSet::new())
+            // Logins of `ssh`; and people of other meshes, of whom there are none here.
+            Selector::Autogroup(Autogroup::NonRoot | Autogroup::Shared) => {
+                Extent::People(People::default())
             }
         }
     }
 
-    /// The nodes that have a posture: all of its conditions hold.
+    pub(super) fn extents<'b>(
+        &self,
+        selectors: impl Iterator<Item = &'b Spanned<Selector>>,
+    ) -> Vec<Extent> {
+        selectors
+            .map(|selector| self.extent(&selector.value))
+            .collect()
+    }
+
+    /// The nodes that have a posture: all of its conditions hold. One that nobody defined holds of none.
     pub(super) fn posture(&self, name: &str) -> Extent {
-        let Some(conditions) = self.document.postures.get(name) else {
-            return Extent::Nodes(BTreeSet::new());
-        };
-        let holds = |node: &&Arc<Node>| {
-            let attributes = posture::attributes(node);
-            let mut conditions = conditions.value.iter();
-            conditions.all(|condition| condition.holds(&attributes))
-        };
-        let nodes = self.subjects.nodes.values().filter(holds);
-        Extent::Nodes(nodes.map(|node| node.id).collect())
-    }
-
-    /// The users that a user selector names; `NAME@` means the user called NAME. None or several is the business of `check`.
-    pub(super) fn users(&self, selector: &Selector) -> BTreeSet<UserId> {
-        match selector {
-            Selector::User(name) => {
-                let name = name.to_lowercase();
-                let short = name.strip_suffix('@').unwrap_or(&name);
-                let known = [name.as_str(), short].map(|name| self.logins.get(name));
-                known.into_iter().flatten().flatten().copied().collect()
-            }
-            Selector::Domain(domain) => self
-                .logins
-                .iter()
-                .filter(|(login, _)| {
-                    let of = login.rsplit_once('@').map(|(_, of)| of);
-                    of.is_some_and(|of| of.eq_ignore_ascii_case(domain))
-                })
-                .flat_map(|(_, users)| users.iter().copied())
-                .collect(),
-            _ => BTreeSet::new(),
+        match self.document.postures.get(name) {
+            Some(conditions) => Extent::Posture(conditions.value.clone()),
+            None => Extent::People(People::default()),
         }
     }
 
-    /// `*` as a source: the pools but for what is reserved, and every approved subnet route.
-    fn mesh(&self) -> IpSet {
-        let mut mesh: IpSet = self.subjects.pools.each().into_iter().collect();
-        mesh.remove(Pools::reserved_v4().into());
-        let nodes = self.subjects.nodes.values().filter(|node| !node.expired);
-        let routes = nodes.flat_map(|node| node.serving_routes().map(IpNet::trunc));
-        mesh.alter(routes.collect(), true);
-        mesh
-    }
-
-    /// What an exit node is asked for: everything but private and mesh addresses.
-    pub(super) fn internet(&self) -> IpSet {
-        let mut internet: IpSet = nets(&["0.0.0.0/0", "2000::/3"]).collect();
-        internet.alter(nets(&PRIVATE).collect(), false);
-        internet.alter(self.subjects.pools.each().into(), false);
-        internet
+    /// What a selector means that the text defines elsewhere; `None` for all others.
+    pub(super) fn defined(&self, text: &str) -> Option<Extent> {
+        if let Some(name) = text.strip_prefix(POSTURE) {
+            return Some(self.posture(name));
+        }
+        match Selector::parse(text) {
+            Ok(named @ (Selector::Group(_) | Selector::IpSet(_) | Selector::Host(_))) => {
+                Some(self.extent(&named))
+            }
+            _ => None,
+        }
     }
 }
 
-/// RFC 1918, RFC 6598 and RFC 3927: never reached through an exit node.
-const PRIVATE: [&str; 5] = [
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "100.64.0.0/10",
-    "169.254.0.0/16",
-];
-
-fn nets(texts: &'static [&str]) -> impl Iterator<Item = IpNet> {
-    texts.iter().filter_map(|text| text.parse().ok())
-}
-
-fn everything() -> IpSet {
-    nets(&["0.0.0.0/0", "::/0"]).collect()
-}
+/// What a posture's name follows among selectors, none of which can look like that.
+pub(super) const POSTURE: &str = "if ";

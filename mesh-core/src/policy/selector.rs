@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::ports::Ports;
-use crate::node::Tag;
+use crate::node::{Role, Tag};
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Selector {
@@ -40,18 +40,9 @@ pub(super) enum Autogroup {
     Internet,
     DangerAll,
     NonRoot,
+    /// Users in a role.
     Role(Role),
-}
-
-/// What a user may administer in the hosted service; nodes of users in the role.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Role {
-    Owner,
-    Admin,
-    ItAdmin,
-    NetworkAdmin,
-    BillingAdmin,
-    Auditor,
+    /// People of other meshes to whom a node was shared. This mesh shares none.
     Shared,
 }
 
@@ -68,7 +59,7 @@ const AUTOGROUPS: [(&str, Autogroup); 13] = [
     ("network-admin", Autogroup::Role(Role::NetworkAdmin)),
     ("billing-admin", Autogroup::Role(Role::BillingAdmin)),
     ("auditor", Autogroup::Role(Role::Auditor)),
-    ("shared", Autogroup::Role(Role::Shared)),
+    ("shared", Autogroup::Shared),
 ];
 
 impl Selector {

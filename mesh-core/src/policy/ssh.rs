@@ -4,12 +4,14 @@
 //! have can depend on whose node it comes from (`localpart:*@DOMAIN`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use super::compile::CompiledPolicy;
-use super::resolve::{Extent, Resolver, Subjects};
+use super::ground::Ground;
+use super::resolve::{Extent, Resolver};
 use super::selector::{Autogroup, Selector};
 use super::syntax::{Document, Login, SshAction, SshClause};
-use crate::node::{NodeId, UserId};
+use crate::node::{Node, NodeId, User, UserId};
 
 /// What one rule lets some nodes do on another. Of several that match, the first counts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,28 +35,31 @@ impl SshRule {
     }
 }
 
-/// A clause with its nodes found.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A clause with what its selectors mean.
+#[derive(Clone, Debug)]
 pub(super) struct Compiled {
-    clause: SshClause,
+    clause: Arc<SshClause>,
     line: u32,
-    /// Sources by their owner; tagged ones under `None`.
-    sources: BTreeMap<Option<UserId>, BTreeSet<NodeId>>,
-    destinations: BTreeSet<NodeId>,
-    /// Everybody's own nodes, too: `autogroup:self`.
+    src: Arc<Vec<Extent>>,
+    /// But for `autogroup:self`, which is `own`.
+    dst: Arc<Vec<Extent>>,
     own: bool,
-    /// The logins that `localpart:` gives a user.
-    local_parts: BTreeMap<UserId, BTreeSet<String>>,
+    /// Found when first asked for.
+    sources: OnceLock<Arc<Sources>>,
 }
 
-pub(super) fn compile(
-    document: &Document,
-    resolver: &Resolver<'_>,
-    subjects: &Subjects<'_>,
-) -> Vec<Compiled> {
-    let one = |clause: &SshClause| {
-        let line = document.lines.line(clause.span);
-        Compiled::new(clause, line, resolver, subjects)
+/// Source nodes by their owner; tagged ones under `None`.
+type Sources = BTreeMap<Option<UserId>, BTreeSet<NodeId>>;
+
+pub(super) fn compile(document: &Document, resolver: &Resolver<'_>) -> Vec<Compiled> {
+    let own = Selector::Autogroup(Autogroup::Own);
+    let one = |clause: &SshClause| Compiled {
+        clause: Arc::new(clause.clone()),
+        line: document.lines.line(clause.span),
+        src: Arc::new(resolver.extents(clause.src.iter())),
+        dst: Arc::new(resolver.extents(clause.dst.iter().filter(|dst| dst.value != own))),
+        own: clause.dst.iter().any(|dst| dst.value == own),
+        sources: OnceLock::new(),
     };
     let mut compiled: Vec<Compiled> = document.ssh.iter().map(one).collect();
     // A check comes before an accept, wherever it stands; within each, the text's order.
@@ -63,62 +68,63 @@ pub(super) fn compile(
 }
 
 impl Compiled {
-    fn new(
-        clause: &SshClause,
-        line: u32,
-        resolver: &Resolver<'_>,
-        subjects: &Subjects<'_>,
-    ) -> Self {
-        let src: Vec<Extent> = extents(resolver, clause.src.iter().map(|src| &src.value));
-        let own = Selector::Autogroup(Autogroup::Own);
-        let named = clause.dst.iter().map(|dst| &dst.value);
-        let dst: Vec<Extent> = extents(resolver, named.filter(|dst| **dst != own));
-        let mut sources: BTreeMap<Option<UserId>, BTreeSet<NodeId>> = BTreeMap::new();
-        let mut destinations = BTreeSet::new();
-        for node in subjects.nodes.values().filter(|node| !node.expired) {
-            if src.iter().any(|extent| extent.covers(node)) {
-                sources
-                    .entry(node.owner.user())
-                    .or_default()
-                    .insert(node.id);
-            }
-            if dst.iter().any(|extent| extent.covers(node)) {
-                destinations.insert(node.id);
-            }
-        }
-        let mut local_parts: BTreeMap<UserId, BTreeSet<String>> = BTreeMap::new();
-        for login in &clause.logins {
-            let Login::LocalPart(wanted) = login else {
-                continue;
-            };
-            for user in subjects.users.values() {
-                if let Some((local, domain)) = user.name.as_str().rsplit_once('@')
-                    && domain.eq_ignore_ascii_case(wanted)
-                {
-                    let logins = local_parts.entry(user.id).or_default();
-                    logins.insert(local.to_owned());
-                }
-            }
-        }
+    /// Whether a node is one of the sources.
+    pub(super) fn names(&self, node: &Node, user: Option<&User>, ground: &Ground) -> bool {
+        let mut src = self.src.iter();
+        src.any(|extent| extent.covers(node, user, ground))
+    }
+
+    /// The same, with the sources to be found again.
+    pub(super) fn anew(&self) -> Self {
         Self {
-            clause: clause.clone(),
-            line,
-            sources,
-            destinations,
-            own: clause.dst.iter().any(|dst| dst.value == own),
-            local_parts,
+            sources: OnceLock::new(),
+            ..self.clone()
         }
     }
 
+    fn sources(&self, policy: &CompiledPolicy) -> &Sources {
+        self.sources.get_or_init(|| {
+            let mut sources = Sources::new();
+            for node in policy.known.values().filter(|node| !node.expired) {
+                if self.names(node, policy.user_of(node), &policy.ground) {
+                    let owned = sources.entry(node.owner.user()).or_default();
+                    owned.insert(node.id);
+                }
+            }
+            Arc::new(sources)
+        })
+    }
+
+    /// The logins that `localpart:` gives a user.
+    fn local_parts<'a>(&'a self, user: &'a User) -> impl Iterator<Item = String> + 'a {
+        let parts = user.name.as_str().rsplit_once('@');
+        self.clause.logins.iter().filter_map(move |login| {
+            let (local, domain) = parts?;
+            let Login::LocalPart(wanted) = login else {
+                return None;
+            };
+            domain
+                .eq_ignore_ascii_case(wanted)
+                .then(|| local.to_owned())
+        })
+    }
+
     /// The rules that this clause comes to on one node.
-    fn rules(&self, node: NodeId, owner: Option<UserId>) -> Vec<SshRule> {
+    fn rules(&self, node: &Node, policy: &CompiledPolicy) -> Vec<SshRule> {
         // A rule with `localpart:` also opens everybody's own nodes to himself: the hosted service
         // does so, and it gives nobody anything of another's.
-        let own = owner.filter(|_| self.own || self.maps_local_parts());
+        let own = node.owner.user();
+        let own = own.filter(|_| self.own || self.maps_local_parts());
+        let user = policy.user_of(node);
+        let mut dst = self.dst.iter();
+        let named = dst.any(|extent| extent.covers(node, user, &policy.ground));
         let mut rules = Vec::new();
-        for (user, sources) in &self.sources {
+        if !named && own.is_none() {
+            return rules;
+        }
+        for (user, sources) in self.sources(policy) {
             let mine = own.is_some() && *user == own;
-            if !mine && !self.destinations.contains(&node) {
+            if !mine && !named {
                 continue;
             }
             let mut rule = SshRule {
@@ -136,9 +142,8 @@ impl Compiled {
                     Login::LocalPart(_) => {}
                 }
             }
-            if let Some(user) = user {
-                let local_parts = self.local_parts.get(user).into_iter().flatten();
-                rule.logins.extend(local_parts.cloned());
+            if let Some(user) = user.and_then(|user| policy.users.get(&user)) {
+                rule.logins.extend(self.local_parts(user));
             }
             if rule.any_but_root || !rule.logins.is_empty() {
                 rules.push(rule);
@@ -153,25 +158,15 @@ impl Compiled {
     }
 }
 
-fn extents<'a>(
-    resolver: &Resolver<'_>,
-    selectors: impl Iterator<Item = &'a Selector>,
-) -> Vec<Extent> {
-    selectors
-        .map(|selector| resolver.extent(selector))
-        .collect()
-}
-
 impl CompiledPolicy {
     /// Who may log in to a node, in the order in which rules are tried.
     pub fn ssh(&self, node: NodeId) -> Vec<SshRule> {
-        let Some(placed) = self.nodes.get(&node) else {
+        let Some(node) = self.known.get(&node).filter(|node| !node.expired) else {
             return Vec::new();
         };
-        let owner = placed.owner;
         self.ssh
             .iter()
-            .flat_map(|clause| clause.rules(node, owner))
+            .flat_map(|clause| clause.rules(node, self))
             .collect()
     }
 

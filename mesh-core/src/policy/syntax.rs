@@ -4,6 +4,7 @@
 //! business of [`super::check`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -30,7 +31,7 @@ use decode::Fields;
 /// A policy text that is well-formed. [`super::check`] says whether it also makes sense.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Document {
-    pub(super) text: String,
+    pub(super) text: Arc<str>,
     pub(super) lines: Lines,
     pub(super) groups: BTreeMap<String, Spanned<Vec<Spanned<Selector>>>>,
     pub(super) hosts: BTreeMap<String, Spanned<IpNet>>,
@@ -97,7 +98,7 @@ impl Document {
         }
         complaints.settle(text)?;
         document.lines = Lines::of(text);
-        text.clone_into(&mut document.text);
+        document.text = text.into();
         Ok(document)
     }
 

@@ -10,10 +10,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::classes::Class;
+use super::classes::{Class, Key};
 use super::compile::CompiledPolicy;
-use super::entries::{self, Answer};
-use super::identity::AtomId;
+use super::entries::Answer;
 use super::ports::{self, DEFAULT_PROTOCOLS, Protocol};
 use super::problem::{Complaints, Spanned};
 use super::resolve::{Extent, Resolver, Subjects};
@@ -29,7 +28,7 @@ pub(super) fn run(
 ) {
     let runner = Runner {
         document,
-        resolver: Resolver::new(document, *subjects),
+        resolver: Resolver::new(document, subjects.pools),
         subjects: *subjects,
         compiled,
         seen: RefCell::default(),
@@ -51,7 +50,7 @@ struct Runner<'a> {
 /// name the same ones over and over.
 #[derive(Default)]
 struct Seen {
-    keys: BTreeMap<Vec<AtomId>, usize>,
+    keys: BTreeMap<Key, usize>,
     classes: Vec<Class>,
     by_address: BTreeMap<IpAddr, usize>,
     by_selector: BTreeMap<Selector, Vec<IpAddr>>,
@@ -149,7 +148,7 @@ impl Runner<'_> {
         let [src, dst] = [src, dst].map(|address| self.class(address, seen));
         let answers = seen.answers.entry((src, dst)).or_insert_with(|| {
             let (src, dst) = (&seen.classes[src], &seen.classes[dst]);
-            entries::answers(src, dst, &self.compiled.terms)
+            self.compiled.rules.answers(src, dst)
         });
         answers.iter().any(|answer| {
             let asked = match protocol {
@@ -167,7 +166,7 @@ impl Runner<'_> {
         if let Some(class) = seen.by_address.get(&address) {
             return *class;
         }
-        let key = self.compiled.key_of(&self.subjects, address);
+        let key = self.compiled.key_of(address);
         let class = *seen.keys.entry(key).or_insert_with_key(|key| {
             seen.classes.push(self.compiled.class_of(key));
             seen.classes.len() - 1
@@ -199,12 +198,14 @@ impl Runner<'_> {
                 set.prefixes().iter().map(IpNet::addr).collect()
             }
             extent => {
+                let extent = &extent;
                 let nodes = self.subjects.nodes.values().filter(|node| !node.expired);
                 nodes
                     .flat_map(|node| {
-                        let meant = |address: &IpAddr| match &extent {
-                            Extent::Addresses(set) => set.contains(*address),
-                            by_owner => by_owner.owns(node),
+                        let user = self.compiled.user_of(node);
+                        let owned = extent.owns(node, user);
+                        let meant = move |address: &IpAddr| {
+                            owned || extent.holds((*address).into(), &self.compiled.ground)
                         };
                         node.addresses.each().into_iter().filter(meant)
                     })

@@ -66,6 +66,19 @@ impl Mesh {
 
     pub(crate) fn node_at(&mut self, name: &str, owner: Owner, v4: IpAddr, v6: IpAddr) -> NodeId {
         let id = NodeId(self.nodes.len() as u64 + 1);
+        let id = self.node_called(id, owner, v4, v6);
+        let node = Arc::make_mut(self.nodes.get_mut(&id).unwrap());
+        node.name = Name::sanitize(name);
+        id
+    }
+
+    pub(crate) fn node_called(
+        &mut self,
+        id: NodeId,
+        owner: Owner,
+        v4: IpAddr,
+        v6: IpAddr,
+    ) -> NodeId {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&id.0.to_be_bytes());
         let (IpAddr::V4(v4), IpAddr::V6(v6)) = (v4, v6) else {
@@ -73,7 +86,7 @@ impl Mesh {
         };
         let node = Node {
             id,
-            name: Name::sanitize(name),
+            name: Name::sanitize("n"),
             machine: MachinePublic(key),
             key: NodePublic(key),
             owner,

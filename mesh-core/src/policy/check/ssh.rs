@@ -28,7 +28,11 @@ pub(super) fn clause(names: &Names<'_>, clause: &SshClause, complaints: &mut Com
             | Selector::Tag(_) => true,
             Selector::Autogroup(autogroup) => matches!(
                 autogroup,
-                Autogroup::Member | Autogroup::Tagged | Autogroup::DangerAll | Autogroup::Role(_)
+                Autogroup::Member
+                    | Autogroup::Tagged
+                    | Autogroup::DangerAll
+                    | Autogroup::Role(_)
+                    | Autogroup::Shared
             ),
             Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_) => false,
         };
@@ -99,7 +103,7 @@ pub(super) fn run_tests(
 ) {
     let runner = Runner {
         document,
-        resolver: Resolver::new(document, *subjects),
+        resolver: Resolver::new(document, subjects.pools),
         subjects: *subjects,
         compiled,
         rules: RefCell::default(),
@@ -225,7 +229,10 @@ impl Runner<'_> {
         // Rules tell nodes apart by their owners alone, so one of each stands for the others.
         let mut owners = BTreeSet::new();
         let nodes = self.subjects.nodes.values();
-        let nodes = nodes.filter(|node| !node.expired && extent.covers(node));
+        let nodes = nodes.filter(|node| {
+            let user = self.compiled.user_of(node);
+            !node.expired && extent.covers(node, user, &self.compiled.ground)
+        });
         let nodes: Vec<NodeId> = nodes
             .filter(|node| {
                 owners.insert((node.owner.user(), node.owner.tags().collect::<Vec<_>>()))
