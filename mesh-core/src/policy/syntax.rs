@@ -83,6 +83,9 @@ const SECTIONS: [&str; 16] = [
     "options",
 ];
 
+/// Sections of the hosted service that are accepted and do nothing here; [`super::idle`] says so.
+const IDLE: [&str; 3] = ["derpMap", "disableIPv4", "OneCGNATRoute"];
+
 impl Document {
     /// Reads HuJSON of at most [`super::MAX_SIZE`] bytes. Empty text is a policy without rules.
     pub fn parse(text: &str) -> Result<Self, Problems> {
@@ -166,6 +169,9 @@ impl Document {
         if let Some(node) = fields.take("randomizeClientPort", complaints) {
             let value = decode::boolean(node, "\"randomizeClientPort\"", complaints);
             self.randomize_client_port = value.unwrap_or_default();
+        }
+        for idle in IDLE {
+            fields.take(idle, complaints);
         }
         fields.finish(&SECTIONS, complaints);
     }

@@ -64,6 +64,8 @@ pub(super) fn node_attributes(node: &Node, complaints: &mut Complaints) -> Vec<N
         });
         let pool = fields.take("ipPool", complaints);
         let ip_pool = decode::parsed(pool, "\"ipPool\"", complaints, pool_prefix);
+        // App connectors, which are the hosted service's alone.
+        fields.take("app", complaints);
         fields.finish(&["target", "attr", "ipPool"], complaints);
         Some(NodeAttributes {
             target,

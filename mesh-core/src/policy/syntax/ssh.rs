@@ -75,6 +75,9 @@ fn rule(node: &Node, complaints: &mut Complaints) -> Option<SshClause> {
         "" => Err("acceptEnv values cannot be empty".to_owned()),
         _ => Ok(text.to_owned()),
     });
+    for idle in ["recorder", "enforceRecorder"] {
+        fields.take(idle, complaints);
+    }
     fields.finish(
         &["action", "src", "dst", "users", "checkPeriod", "acceptEnv"],
         complaints,
