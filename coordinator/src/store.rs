@@ -29,14 +29,31 @@ pub struct Founding {
     pub now: UnixTime,
 }
 
-/// The policy text in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The policy text in force, or one that was.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PolicyText {
     /// How often the text has been replaced, from 1.
     pub version: u64,
     pub text: String,
     pub changed: UnixTime,
+    /// What the file was called that it came from; empty where nobody said.
+    pub file: String,
+    /// Who set it; empty where it was not known.
+    pub author: String,
 }
+
+impl PolicyText {
+    /// The name that rules and problems are to be found by.
+    pub fn shown_file(&self) -> &str {
+        match self.file.as_str() {
+            "" => "policy",
+            file => file,
+        }
+    }
+}
+
+/// How many policies are kept behind the one in force.
+pub const KEPT_POLICIES: u64 = 100;
 
 /// Everything that a start reads.
 #[derive(Debug, Clone)]
@@ -62,6 +79,8 @@ pub enum Write {
     DeleteNode(NodeId),
     PutKey(Arc<PreAuthKey>),
     DeleteKey(KeyId),
+    /// Keeps a policy that is about to be replaced, and forgets the oldest that is kept.
+    KeepPolicy(Arc<PolicyText>),
     /// Replaces whatever policy there was.
     PutPolicy(Arc<PolicyText>),
 }
@@ -187,6 +206,20 @@ impl Store {
     pub async fn probe(&mut self, now: UnixTime) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(store) => store.probe(now).await,
+        }
+    }
+
+    /// The policies before the one in force that are kept, newest first, without their texts.
+    pub async fn policies(&mut self) -> Result<Vec<PolicyText>, StoreError> {
+        match self {
+            Self::Sqlite(store) => store.policies().await,
+        }
+    }
+
+    /// One of them, whole.
+    pub async fn policy(&mut self, version: u64) -> Result<Option<PolicyText>, StoreError> {
+        match self {
+            Self::Sqlite(store) => store.policy(version).await,
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_core::key::MachinePublic;
-use mesh_core::node::{Generation, Node, NodeId};
+use mesh_core::node::{Generation, Node, NodeId, Role};
 use mesh_core::policy::{self, CompiledPolicy, Document, Subjects};
 use mesh_core::world::World;
 
@@ -84,12 +84,20 @@ impl Current {
         self.world.nodes.get(id)
     }
 
+    /// Whether it is the node of a person who administers the mesh's network.
+    pub fn is_administrators(&self, machine: &MachinePublic) -> bool {
+        let user = self.node_of(machine).filter(|node| !node.expired);
+        let user = user.and_then(|node| self.world.users.get(&node.owner.user()?));
+        user.is_some_and(|user| matches!(user.role, Role::Owner | Role::Admin | Role::NetworkAdmin))
+    }
+
     fn load(loaded: Loaded, prev: Option<&Self>) -> anyhow::Result<Self> {
         // Checked when it was set: a start must not fail because a check has become stricter.
-        let text = loaded.policy.as_ref();
-        let text = text.map_or(policy::ALLOW_ALL, |policy| &policy.text);
+        let stored = loaded.policy.as_deref();
+        let text = stored.map_or(policy::ALLOW_ALL, |policy| &policy.text);
         let document = Document::parse(text)
-            .map_err(|problems| anyhow::anyhow!("the stored policy does not parse: {problems}"))?;
+            .map_err(|problems| anyhow::anyhow!("the stored policy does not parse: {problems}"))?
+            .in_file(stored.map_or("policy", PolicyText::shown_file));
         let world = World {
             mesh: Arc::new(loaded.mesh),
             epoch: loaded.epoch,

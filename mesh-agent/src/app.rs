@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::config::{BackendChoice, Config};
-use crate::control::Client;
+use crate::control::{self, Client};
 use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, host_info};
 use crate::local_api::{self, Facts, Service};
 use crate::snapshot::Snapshot;
@@ -94,7 +94,8 @@ impl Agent {
         };
         let (handle, handles) = watch::channel(None);
         let host = host_info(&facts.backend);
-        let service = Service::new(commands, looks.clone(), handles.clone(), facts);
+        let (line, asker) = control::asker();
+        let service = Service::new(commands, looks.clone(), handles.clone(), asker, facts);
         tasks.spawn(local_api::serve(socket, service, stop.clone()));
         if let Some(listener) = metrics {
             tasks.spawn(metrics::serve(listener, looks, handles, stop.clone()));
@@ -107,6 +108,7 @@ impl Agent {
                     host,
                     snapshot,
                     handle,
+                    line,
                     commands: command_inbox,
                 };
                 let running = healthy(parts, loaded, stop.clone(), tasks.clone());
@@ -135,6 +137,7 @@ struct Parts {
     host: HostInfo,
     snapshot: watch::Sender<Snapshot>,
     handle: watch::Sender<Option<Handle>>,
+    line: watch::Sender<control::Line>,
     commands: mpsc::Receiver<Command>,
 }
 
@@ -180,6 +183,7 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
         host,
         snapshot,
         handle,
+        line,
         commands,
     } = parts;
     let Loaded {
@@ -238,7 +242,7 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
         commands,
         told,
     };
-    let client = Client::new(identity.keys, reports);
+    let client = Client::new(identity.keys, line, reports);
     EventLoop::new(state, client, clock, host, config.name, outlets)
         .run(inlets, stop)
         .await;

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 
 mod client;
 mod ping;
+mod policy;
 pub mod render;
 mod verbs;
 
@@ -64,6 +65,11 @@ enum Verb {
     },
     /// What the packet filter passed and dropped, and why
     Counters,
+    /// Who may open what, and which rule says so
+    Policy {
+        #[command(subcommand)]
+        verb: policy::Verb,
+    },
     /// The versions of this command and of the agent
     Version,
     /// For those who look for a fault

@@ -20,7 +20,7 @@ use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::netmap::{Netmap, StaleGeneration};
 use mesh_core::node::{HostInfo, MeshId, NodeId, UnixTime};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tracing::Instrument as _;
@@ -63,19 +63,62 @@ pub struct Numbered {
     pub report: Report,
 }
 
+/// The channel in use, by its number, for questions that are none of the session's business.
+pub type Line = Option<(u64, ControlClient<Channel>)>;
+
+/// Asks the coordinator on whatever channel is open.
+#[derive(Clone, Debug)]
+pub struct Asker(watch::Receiver<Line>);
+
+impl Asker {
+    /// Who may open what, also where this node is no end of it.
+    pub async fn ask_policy(
+        &self,
+        question: v1::PolicyQuestion,
+    ) -> Result<v1::PolicyAnswer, tonic::Status> {
+        let line = self.0.borrow().clone();
+        let Some((_, mut client)) = line else {
+            return Err(tonic::Status::unavailable(
+                "this is about other nodes: the coordinator answers that, and there is no \
+                 session with it now (`mesh status` says why)",
+            ));
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, client.ask_policy(question)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => {
+                Err(tonic::Status::failed_precondition(
+                    "this coordinator answers no questions about the policy: update it",
+                ))
+            }
+            Ok(Err(status)) => Err(tonic::Status::new(status.code(), shown(status.message()))),
+            Err(_) => Err(tonic::Status::deadline_exceeded(
+                "the coordinator did not answer in time",
+            )),
+        }
+    }
+}
+
+/// The sending end of an [`Asker`].
+pub fn asker() -> (watch::Sender<Line>, Asker) {
+    let (line, reader) = watch::channel(None);
+    (line, Asker(reader))
+}
+
 /// The agent's end of the control channel. Dropping it closes the channel.
 #[derive(Debug)]
 pub struct Client {
     keys: Keys,
+    line: watch::Sender<Line>,
     reports: mpsc::Sender<Numbered>,
     number: u64,
     current: Option<(mpsc::Sender<Transmit>, JoinHandle<()>)>,
 }
 
 impl Client {
-    pub fn new(keys: Keys, reports: mpsc::Sender<Numbered>) -> Self {
+    pub fn new(keys: Keys, line: watch::Sender<Line>, reports: mpsc::Sender<Numbered>) -> Self {
         Self {
             keys,
+            line,
             reports,
             number: 0,
             current: None,
@@ -93,8 +136,13 @@ impl Client {
         self.number += 1;
         let (steps, inbox) = mpsc::channel(STEPS);
         let (keys, reports, channel) = (self.keys.clone(), self.reports.clone(), self.number);
+        let line = self.line.clone();
         let task = async move {
-            let out = Out { channel, reports };
+            let out = Out {
+                channel,
+                reports,
+                line,
+            };
             if let Err(failure) = converse(&target, &keys, inbox, &out).await {
                 out.tell(Report::Failed(failure)).await;
             }
@@ -112,6 +160,8 @@ impl Client {
 
     /// Lets what was handed over go out, then closes.
     pub fn close(&mut self) {
+        // A client that somebody holds would keep the channel open.
+        self.line.send_replace(None);
         if let Some((steps, task)) = self.current.take() {
             // The task ends when its steps do; a task that hangs is cut off.
             drop(steps);
@@ -127,6 +177,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.line.send_replace(None);
         if let Some((_, task)) = self.current.take() {
             task.abort();
         }
@@ -136,6 +187,18 @@ impl Drop for Client {
 struct Out {
     channel: u64,
     reports: mpsc::Sender<Numbered>,
+    line: watch::Sender<Line>,
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        let own = |line: &Line| {
+            line.as_ref()
+                .is_some_and(|(number, _)| *number == self.channel)
+        };
+        self.line
+            .send_if_modified(|line| own(line) && line.take().is_some());
+    }
 }
 
 impl Out {
@@ -164,6 +227,7 @@ async fn converse(
     let mut client = ControlClient::new(opened.channel).max_decoding_message_size(LARGEST_MESSAGE);
     let hello = hello(&mut client, opened.exporter).await?;
     out.tell(Report::Hello(hello)).await;
+    out.line.send_replace(Some((out.channel, client.clone())));
 
     while let Some(step) = steps.recv().await {
         match step {

@@ -16,6 +16,7 @@ use mesh_core::wireguard::{DeviceStatus, PeerStatus};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
+use crate::control::Asker;
 use crate::eventloop::Command;
 use crate::snapshot::{Family, Snapshot, Whois};
 use crate::stack::Handle;
@@ -23,6 +24,7 @@ use crate::stack::Handle;
 mod bundle;
 mod counters;
 pub mod ping;
+mod policy;
 mod socket;
 
 pub use socket::{Caller, bind, serve};
@@ -40,6 +42,7 @@ pub struct Service {
     commands: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
     handle: watch::Receiver<Option<Handle>>,
+    asker: Asker,
     facts: Arc<Facts>,
     pings: Arc<Semaphore>,
 }
@@ -60,12 +63,14 @@ impl Service {
         commands: mpsc::Sender<Command>,
         snapshot: watch::Receiver<Snapshot>,
         handle: watch::Receiver<Option<Handle>>,
+        asker: Asker,
         facts: Facts,
     ) -> Self {
         Self {
             commands,
             snapshot,
             handle,
+            asker,
             facts: Arc::new(facts),
             pings: Arc::new(Semaphore::new(MOST_PINGS)),
         }
@@ -212,6 +217,19 @@ impl Local for Service {
             .counters()
             .map_err(|error| Status::internal(format!("{error:#}")))?;
         Ok(Response::new(counters::response(&look, &counters)))
+    }
+
+    async fn ask_policy(
+        &self,
+        request: Request<v1::PolicyQuestion>,
+    ) -> Result<Response<v1::PolicyAnswer>, Status> {
+        if let Some(answer) = policy::own(&self.look(), request.get_ref())? {
+            return Ok(Response::new(answer));
+        }
+        // The coordinator takes the question for this node's, whoever asked it here.
+        check_writer(&request, &self.facts)?;
+        let answer = self.asker.ask_policy(request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 
     async fn debug_bundle(

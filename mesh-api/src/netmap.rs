@@ -248,6 +248,7 @@ fn read_entry(item: &v1::PolicyEntry) -> Result<(EntryKey, Entry), Invalid> {
 fn policy_rule((id, rule): (&RuleId, &Rule)) -> v1::PolicyRule {
     v1::PolicyRule {
         id: id.0,
+        file: rule.file.to_string(),
         line: rule.line,
         summary: rule.summary.clone(),
     }
@@ -257,6 +258,7 @@ fn read_rule(item: &v1::PolicyRule) -> Result<(RuleId, Rule), Invalid> {
     Ok((
         RuleId(item.id),
         Rule {
+            file: item.file.as_str().into(),
             line: item.line,
             summary: item.summary.clone(),
         },

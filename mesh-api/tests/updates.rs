@@ -117,7 +117,11 @@ fn entry() -> impl Strategy<Value = (EntryKey, Entry)> {
 
 fn policy() -> impl Strategy<Value = NodePolicy> {
     let identity = (16_u32..40).prop_map(Identity);
-    let rule = (1_u32..99, "[ -~]{0,20}").prop_map(|(line, summary)| Rule { line, summary });
+    let rule = (1_u32..99, "[ -~]{0,20}").prop_map(|(line, summary)| Rule {
+        file: "policy.hujson".into(),
+        line,
+        summary,
+    });
     let rules = btree_map((1_u32..9).prop_map(RuleId), rule, 0..5);
     let entries =
         proptest::collection::vec(entry(), 0..8).prop_map(|all| all.into_iter().collect());

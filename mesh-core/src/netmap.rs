@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -124,8 +125,10 @@ pub enum Action {
 }
 
 /// Where a rule stands in the policy text, for people.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Rule {
+    /// The policy file's name, as the operator gave it.
+    pub file: Arc<str>,
     /// Line of the policy file, from 1.
     pub line: u32,
     /// One line of text: `accept tag:operator -> tag:node:22`.

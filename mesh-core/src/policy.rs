@@ -22,10 +22,11 @@ mod bits;
 mod check;
 mod classes;
 mod compile;
+mod diff;
 mod entries;
 mod explain;
-mod ground;
 mod format;
+mod ground;
 mod hujson;
 mod identity;
 mod idle;
@@ -48,7 +49,11 @@ pub use approve::auto_approved;
 pub use apps::Capabilities;
 pub use check::check;
 pub use compile::{CompiledPolicy, compile};
-pub use explain::Decision;
+pub use diff::{Change, diff, diff_answer};
+pub use explain::{
+    Answer, AtEnd, Decision, Explainer, Explanation, Judged, Reach, Reason, Row, Unanswerable, Way,
+    explain_own, what_can_i_reach, who_can_reach_me,
+};
 pub use format::format;
 pub use hujson::MAX_SIZE;
 pub use problem::{Problem, Problems, Span};

@@ -187,6 +187,7 @@ fn policy(random: &mut Random) -> NodePolicy {
         rules.insert(
             RuleId(n),
             Rule {
+                file: "policy".into(),
                 line: 100 - n,
                 summary: format!("rule {n}"),
             },

@@ -224,7 +224,14 @@ fn allowing(mut map: Netmap) -> Netmap {
     }
     let rule = RuleId(1);
     let summary = "accept * -> *:*".to_owned();
-    map.policy.rules.insert(rule, Rule { line: 1, summary });
+    map.policy.rules.insert(
+        rule,
+        Rule {
+            file: "fuzz".into(),
+            line: 1,
+            summary,
+        },
+    );
     for direction in [Direction::Ingress, Direction::Egress] {
         let key = EntryKey {
             remote: peer,

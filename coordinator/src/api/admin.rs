@@ -4,20 +4,20 @@
 //! once more, so that a socket with too wide a mode does not hand out the mesh.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use mesh_api::{Join, v1};
-use mesh_core::node::{Node, Owner, UnixTime, User};
+use mesh_core::node::{AttributeName, AttributeValue, Node, Owner, User};
 use mesh_core::world::World;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::error::status;
+use super::policy;
 use crate::clock::Clock;
 use crate::preauth::{self, KeyId, PreAuthKey};
 use crate::registry::Refusal;
-use crate::registry::admin::{self, KeyRequest};
+use crate::registry::admin::{self, KeyRequest, NewPolicy, UserChange};
 use crate::sessions::Sessions;
 use crate::store::{PolicyText, StoreError};
 use crate::world::{ChangeError, Draft, Handle};
@@ -105,6 +105,7 @@ impl Admin {
             applied_generation: view.applied.map(|generation| generation.0),
             apply_error: view.apply_error,
             host: Some((&node.host).into()),
+            attributes: node.attributes.iter().map(attribute).collect(),
         }
     }
 
@@ -143,12 +144,48 @@ impl Admin {
         problems
     }
 
-    fn policy(&self, policy: &PolicyText, generation: u64) -> v1::Policy {
+    /// The policy in force; without a version where nobody has set one.
+    fn policy_in_force(&self) -> v1::Policy {
+        let current = self.world.current();
+        let unset = PolicyText {
+            text: mesh_core::policy::ALLOW_ALL.to_owned(),
+            ..PolicyText::default()
+        };
+        let policy = current.policy.as_deref().unwrap_or(&unset);
+        Self::policy(policy, current.world.generation.0)
+    }
+
+    /// One that was in force before.
+    async fn policy_before(&self, version: u64) -> Result<PolicyText, Status> {
+        let found = self.world.policy(version).await.map_err(status)?;
+        found.ok_or_else(|| {
+            Status::not_found(format!(
+                "policy version {version} is not kept; `mesh-coordinator policy history` shows those that are"
+            ))
+        })
+    }
+
+    async fn put_policy(&self, new: NewPolicy) -> Answer<v1::Policy> {
+        let policy = self
+            .change(move |draft| admin::set_policy(draft, new))
+            .await?;
+        info!(
+            version = policy.version,
+            author = policy.author,
+            "policy set"
+        );
+        let generation = self.world.current().world.generation.0;
+        Ok(Response::new(Self::policy(&policy, generation)))
+    }
+
+    fn policy(policy: &PolicyText, generation: u64) -> v1::Policy {
         v1::Policy {
             text: policy.text.clone(),
             version: policy.version,
             generation,
             changed: policy.changed.0,
+            file: policy.file.clone(),
+            author: policy.author.clone(),
         }
     }
 }
@@ -164,6 +201,19 @@ fn user(user: &User) -> v1::User {
         name: user.name.to_string(),
         display_name: user.display_name.clone(),
         created: user.created.0,
+        role: user.role.to_string(),
+        idp_groups: user.idp_groups.iter().cloned().collect(),
+    }
+}
+
+fn attribute((name, value): (&AttributeName, &AttributeValue)) -> v1::Attribute {
+    v1::Attribute {
+        name: name.to_string(),
+        value: Some(match value {
+            AttributeValue::Text(text) => v1::attribute::Value::Text(text.clone()),
+            AttributeValue::Number(number) => v1::attribute::Value::Number(*number),
+            AttributeValue::Bool(flag) => v1::attribute::Value::Flag(*flag),
+        }),
     }
 }
 
@@ -271,12 +321,34 @@ impl v1::admin_server::Admin for Admin {
         Ok(Response::new(v1::Empty {}))
     }
 
+    async fn set_node_attribute(
+        &self,
+        request: Request<v1::SetNodeAttributeRequest>,
+    ) -> Answer<v1::Node> {
+        let v1::SetNodeAttributeRequest { node, attribute } = request.into_inner();
+        let v1::Attribute { name, value } = attribute.unwrap_or_default();
+        let value = value.map(|value| match value {
+            v1::attribute::Value::Text(text) => AttributeValue::Text(text),
+            v1::attribute::Value::Number(number) => AttributeValue::Number(number),
+            v1::attribute::Value::Flag(flag) => AttributeValue::Bool(flag),
+        });
+        let node = self
+            .change(move |draft| admin::set_attribute(draft, &node, &name, value))
+            .await?;
+        info!(node = %node.id, "node attribute set");
+        Ok(Response::new(self.node(&node)))
+    }
+
     // === users ===
 
     async fn create_user(&self, request: Request<v1::CreateUserRequest>) -> Answer<v1::User> {
-        let v1::CreateUserRequest { name, display_name } = request.into_inner();
+        let v1::CreateUserRequest {
+            name,
+            display_name,
+            role,
+        } = request.into_inner();
         let made = self
-            .change(move |draft| admin::create_user(draft, &name, &display_name))
+            .change(move |draft| admin::create_user(draft, &name, &display_name, &role))
             .await?;
         info!(user = %made.id, "user created");
         Ok(Response::new(user(&made)))
@@ -297,6 +369,25 @@ impl v1::admin_server::Admin for Admin {
             .await?;
         info!(user = %renamed.id, "user renamed");
         Ok(Response::new(user(&renamed)))
+    }
+
+    async fn set_user(&self, request: Request<v1::SetUserRequest>) -> Answer<v1::User> {
+        let v1::SetUserRequest {
+            user: name,
+            role,
+            idp_groups,
+            display_name,
+        } = request.into_inner();
+        let change = UserChange {
+            role,
+            idp_groups: idp_groups.map(|groups| groups.names),
+            display_name,
+        };
+        let set = self
+            .change(move |draft| admin::set_user(draft, &name, change))
+            .await?;
+        info!(user = %set.id, role = %set.role, "user set");
+        Ok(Response::new(user(&set)))
     }
 
     async fn delete_user(&self, request: Request<v1::UserRef>) -> Answer<v1::Empty> {
@@ -350,32 +441,80 @@ impl v1::admin_server::Admin for Admin {
 
     // === policy ===
 
-    async fn get_policy(&self, _: Request<v1::Empty>) -> Answer<v1::Policy> {
-        let current = self.world.current();
-        let unset = PolicyText {
-            version: 0,
-            text: mesh_core::policy::ALLOW_ALL.to_owned(),
-            changed: UnixTime(0),
-        };
-        let policy = current.policy.as_deref().unwrap_or(&unset);
-        Ok(Response::new(
-            self.policy(policy, current.world.generation.0),
-        ))
+    async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Answer<v1::Policy> {
+        let in_force = self.policy_in_force();
+        Ok(Response::new(match request.get_ref().version {
+            Some(version) if version != in_force.version => {
+                Self::policy(&self.policy_before(version).await?, 0)
+            }
+            _ => in_force,
+        }))
     }
 
     async fn set_policy(&self, request: Request<v1::SetPolicyRequest>) -> Answer<v1::Policy> {
+        let author = author(&request, request.get_ref().author.as_deref());
         let v1::SetPolicyRequest {
             text,
             file,
             expect_version,
+            author: _,
         } = request.into_inner();
-        let file = file_name(file);
-        let policy: Arc<PolicyText> = self
-            .change(move |draft| admin::set_policy(draft, text, &file, expect_version))
-            .await?;
-        info!(version = policy.version, "policy set");
-        let generation = self.world.current().world.generation.0;
-        Ok(Response::new(self.policy(&policy, generation)))
+        self.put_policy(NewPolicy {
+            text,
+            file: file_name(file),
+            author,
+            expect: expect_version,
+        })
+        .await
+    }
+
+    async fn list_policies(&self, _: Request<v1::Empty>) -> Answer<v1::ListPoliciesResponse> {
+        let mut policies = Vec::new();
+        let in_force = self.policy_in_force();
+        if in_force.version > 0 {
+            policies.push(v1::Policy {
+                text: String::new(),
+                ..in_force
+            });
+        }
+        let before = self.world.policies().await.map_err(status)?;
+        policies.extend(before.iter().map(|policy| Self::policy(policy, 0)));
+        Ok(Response::new(v1::ListPoliciesResponse { policies }))
+    }
+
+    async fn rollback_policy(
+        &self,
+        request: Request<v1::RollbackPolicyRequest>,
+    ) -> Answer<v1::Policy> {
+        let author = author(&request, request.get_ref().author.as_deref());
+        let in_force = self.policy_in_force().version;
+        let version = request.get_ref().version;
+        if version == in_force {
+            return Err(Status::failed_precondition(format!(
+                "policy version {version} is the one in force"
+            )));
+        }
+        let before = self.policy_before(version).await?;
+        self.put_policy(NewPolicy {
+            text: before.text,
+            file: before.file,
+            author,
+            expect: Some(in_force),
+        })
+        .await
+    }
+
+    async fn ask_policy(&self, request: Request<v1::PolicyQuestion>) -> Answer<v1::PolicyAnswer> {
+        let answer = policy::ask(self.world.current(), request.into_inner());
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn diff_policy(
+        &self,
+        request: Request<v1::DiffPolicyRequest>,
+    ) -> Answer<v1::PolicyAnswer> {
+        let answer = policy::diff(self.world.current(), request.into_inner());
+        Ok(Response::new(answer.await?))
     }
 
     async fn check_policy(
@@ -384,18 +523,13 @@ impl v1::admin_server::Admin for Admin {
     ) -> Answer<v1::CheckPolicyResponse> {
         let v1::CheckPolicyRequest { text, file } = request.into_inner();
         let current = self.world.current();
-        let problems = match admin::check_policy(&current.world, &text, &file_name(file)) {
-            Ok(_) => Vec::new(),
-            Err(problems) => problems
-                .iter()
-                .map(|problem| v1::PolicyProblem {
-                    line: problem.line,
-                    column: problem.column,
-                    message: problem.message.clone(),
-                })
-                .collect(),
-        };
-        Ok(Response::new(v1::CheckPolicyResponse { problems }))
+        let checked = tokio::task::spawn_blocking(move || {
+            policy::check(&current.world, &text, &file_name(file))
+        });
+        let checked = checked.await;
+        checked
+            .map(Response::new)
+            .map_err(|_| Status::internal("the policy could not be checked"))
     }
 
     async fn backup(&self, request: Request<v1::BackupRequest>) -> Answer<v1::BackupResponse> {
@@ -429,18 +563,50 @@ impl v1::admin_server::Admin for Admin {
 }
 
 /// The name that stands before line and column in an error.
-fn file_name(file: String) -> String {
-    let printable: String = file.chars().filter(|c| !c.is_control()).take(256).collect();
-    if printable.is_empty() {
-        "policy".to_owned()
-    } else {
-        printable
+pub(super) fn file_name(file: String) -> String {
+    let printable = printable(&file);
+    // What comes from standard input has no name.
+    match printable.as_str() {
+        "" | "-" => "policy".to_owned(),
+        _ => printable,
     }
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(256).collect()
+}
+
+/// Who sets a policy: who is said to, else whom the kernel says to be at the other end.
+fn author<T>(request: &Request<T>, said: Option<&str>) -> String {
+    if let Some(said) = said {
+        return printable(said);
+    }
+    let info = request.extensions().get::<UdsConnectInfo>();
+    let uid = info.and_then(|info| info.peer_cred).map(|peer| peer.uid());
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    uid.map_or_else(String::new, |uid| user_of(&users, uid))
+}
+
+/// A user's name by number (passwd(5)), else the number.
+fn user_of(users: &str, uid: u32) -> String {
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("uid {uid}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_is_named_as_passwd_names_it() {
+        let users = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n";
+        assert_eq!(user_of(users, 1000), "ann");
+        assert_eq!(user_of(users, 7), "uid 7");
+    }
 
     #[test]
     fn only_root_ourselves_and_the_group_are_admins() {

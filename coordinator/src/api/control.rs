@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, info, info_span};
 
 use super::error::status;
+use super::policy;
 use crate::clock::Clock;
 use crate::netmap_stream::{self, OUTBOX, Shared};
 use crate::preauth::Presented;
@@ -151,6 +152,22 @@ impl v1::control_server::Control for Control {
             name: node.name.to_string(),
             mesh: Some(v1::Mesh::from(mesh.as_ref())),
         }))
+    }
+
+    async fn ask_policy(
+        &self,
+        request: Request<v1::PolicyQuestion>,
+    ) -> Result<Response<v1::PolicyAnswer>, Status> {
+        let caller = Caller::of(&request)?;
+        let current = self.shared.world.current();
+        if !current.is_administrators(&caller.machine) {
+            return Err(Status::permission_denied(
+                "the coordinator answers about other nodes to an administrator's node alone; this \
+                 node's user is none (`mesh-coordinator user set USER --role admin` makes one)",
+            ));
+        }
+        let answer = policy::ask(current, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 
     type SessionStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;

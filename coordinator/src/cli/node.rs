@@ -47,6 +47,9 @@ pub(super) enum Verb {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Sets and unsets what postures may ask of a node
+    #[command(subcommand)]
+    Attribute(AttributeVerb),
     /// Ends a node's key: nobody sees it until it enrols again
     Expire {
         /// Name or number
@@ -58,6 +61,31 @@ pub(super) enum Verb {
     Delete {
         /// Name or number
         node: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum AttributeVerb {
+    /// Sets an attribute; whom policy lets in is judged again at once
+    Set {
+        /// Name or number of the node
+        node: String,
+        #[arg(value_name = "custom:NAME")]
+        name: String,
+        /// true and false are booleans and whole numbers numbers; all else, or in quotes, is text
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Takes an attribute away
+    Unset {
+        /// Name or number of the node
+        node: String,
+        #[arg(value_name = "custom:NAME")]
+        name: String,
         #[command(flatten)]
         admin: Admin,
     },
@@ -102,6 +130,21 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             done(&admin, output, &node, &words);
             Ok(())
         }
+        Verb::Attribute(AttributeVerb::Set {
+            node,
+            name,
+            value,
+            admin,
+        }) => {
+            let words = format!("has {name} = {value}");
+            let value = Some(attribute_value(&value));
+            attribute(&admin, output, node, v1::Attribute { name, value }, &words).await
+        }
+        Verb::Attribute(AttributeVerb::Unset { node, name, admin }) => {
+            let words = format!("has no {name} any more");
+            let unset = v1::Attribute { name, value: None };
+            attribute(&admin, output, node, unset, &words).await
+        }
         Verb::Expire { node, admin } => {
             let mut client = client::connect(&admin).await?;
             let node = client.expire_node(v1::NodeRef { node }).await?.into_inner();
@@ -119,6 +162,44 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             }
             Ok(())
         }
+    }
+}
+
+async fn attribute(
+    admin: &Admin,
+    output: &Output,
+    node: String,
+    attribute: v1::Attribute,
+    words: &str,
+) -> Result<(), Failure> {
+    let mut client = client::connect(admin).await?;
+    let request = v1::SetNodeAttributeRequest {
+        node,
+        attribute: Some(attribute),
+    };
+    let node = client.set_node_attribute(request).await?.into_inner();
+    done(admin, output, &node, words);
+    Ok(())
+}
+
+fn attribute_value(text: &str) -> v1::attribute::Value {
+    let quoted = ['"', '\'']
+        .iter()
+        .find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
+    match (quoted, text.parse(), text.parse()) {
+        (Some(inside), ..) => v1::attribute::Value::Text(inside.to_owned()),
+        (None, Ok(flag), _) => v1::attribute::Value::Flag(flag),
+        (None, _, Ok(number)) => v1::attribute::Value::Number(number),
+        _ => v1::attribute::Value::Text(text.to_owned()),
+    }
+}
+
+fn attribute_json(attribute: &v1::Attribute) -> Value {
+    match &attribute.value {
+        Some(v1::attribute::Value::Text(text)) => json!(text),
+        Some(v1::attribute::Value::Number(number)) => json!(number),
+        Some(v1::attribute::Value::Flag(flag)) => json!(flag),
+        None => Value::Null,
     }
 }
 
@@ -216,6 +297,14 @@ fn show(admin: &Admin, output: &Output, node: &v1::Node) {
                 host.hostname, host.os, host.os_version, host.kernel
             ),
         ),
+        (
+            "attributes",
+            node.attributes
+                .iter()
+                .map(|one| format!("{} = {}", one.name, attribute_json(one)))
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
         ("agent", format!("{} {}", host.agent_version, host.backend)),
     ];
     for (name, value) in lines {
@@ -246,6 +335,11 @@ pub(super) fn json_of(node: &v1::Node) -> Value {
         "last_seen": node.last_seen,
         "applied_generation": node.applied_generation,
         "apply_error": node.apply_error,
+        "attributes": node
+            .attributes
+            .iter()
+            .map(|one| (one.name.clone(), attribute_json(one)))
+            .collect::<serde_json::Map<_, _>>(),
         "host": {
             "hostname": host.hostname,
             "os": host.os,

@@ -1,21 +1,25 @@
 //! `policy`: who may reach whom.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use mesh_api::v1;
-use mesh_core::policy::{self, Document, Subjects};
-use mesh_core::world::Pools;
 use serde_json::json;
 
-use super::output::Output;
+use super::output::{Output, relative};
 use super::{Admin, Failure, client};
+
+mod ask;
+mod check;
+mod fmt;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
-    /// Prints the policy in force
+    /// Prints the policy in force, or one that was
     Get {
+        /// One that `policy history` shows
+        #[arg(long)]
+        version: Option<u64>,
         #[command(flatten)]
         admin: Admin,
     },
@@ -26,10 +30,13 @@ pub(super) enum Verb {
         /// Refuse when another version than this is in force
         #[arg(long, value_name = "VERSION")]
         expect: Option<u64>,
+        /// Who sets it [default: the user who runs this]
+        #[arg(long, value_name = "NAME")]
+        author: Option<String>,
         #[command(flatten)]
         admin: Admin,
     },
-    /// Says whether a policy would be accepted, and changes nothing
+    /// Says whether a policy would be accepted, and what of it has no effect here
     Check {
         /// HuJSON; `-` reads standard input
         file: PathBuf,
@@ -39,113 +46,178 @@ pub(super) enum Verb {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Lays a policy out; needs no coordinator
+    Fmt(fmt::Args),
+    /// Who gains and who loses what
+    #[command(override_usage = "mesh-coordinator policy diff [OPTIONS] [OLD] <NEW>")]
+    Diff {
+        /// Two policies, or one to hold against the one in force; `-` reads standard input
+        #[arg(required = true, num_args = 1..=2, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Lists the policies that were set, newest first; the last hundred before the one in force
+    History {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Sets an earlier policy again, as a new version
+    Rollback {
+        /// One that `policy history` shows
+        version: u64,
+        /// Who sets it [default: the user who runs this]
+        #[arg(long, value_name = "NAME")]
+        author: Option<String>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Says whether a flow is allowed, by which rule, and what would turn that
+    ///
+    /// Ends are nodes, addresses, tags, users, groups, or hosts of the policy.
+    Explain {
+        src: String,
+        /// Such as db-1:5432/tcp, [fd7a::1]:53/udp or web/icmp; TCP unless said
+        #[arg(value_name = "DST:PORT/PROTO")]
+        dst: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Lists who may open something
+    WhoCan {
+        /// Such as tag:db:5432, [fd7a::1]:53/udp or web/icmp; TCP unless said
+        #[arg(value_name = "DST:PORT[/PROTO]")]
+        dst: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Lists what somebody may open
+    WhatCan {
+        /// A node, an address, a tag, a user, a group, or a host of the policy
+        src: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
 }
 
 pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
     match verb {
-        Verb::Get { admin } => {
-            let mut client = client::connect(&admin).await?;
-            let policy = client.get_policy(v1::Empty {}).await?.into_inner();
-            if admin.json {
-                output.json(&json!({
-                    "text": policy.text,
-                    "version": policy.version,
-                    "generation": policy.generation,
-                    "changed": policy.changed,
-                }));
-            } else {
-                output.raw(&policy.text);
-            }
-            Ok(())
-        }
+        Verb::Get { version, admin } => get(version, &admin, output).await,
         Verb::Set {
             file,
             expect,
+            author,
             admin,
         } => {
-            let text = read(&file)?;
-            let mut client = client::connect(&admin).await?;
             let request = v1::SetPolicyRequest {
-                text,
+                text: read(&file)?,
                 file: file.display().to_string(),
                 expect_version: expect,
+                author,
             };
+            let mut client = client::connect(&admin).await?;
             let policy = client.set_policy(request).await?.into_inner();
-            if admin.json {
-                output.json(&json!({
-                    "version": policy.version,
-                    "generation": policy.generation,
-                    "changed": policy.changed,
-                }));
-            } else {
-                let (version, generation) = (policy.version, policy.generation);
-                output.line(&format!(
-                    "policy version {version} is in force since generation {generation}"
-                ));
-            }
+            in_force(&policy, &admin, output);
             Ok(())
         }
         Verb::Check {
             file,
             offline,
             admin,
-        } => check(&file, offline, &admin, output).await,
-    }
-}
-
-async fn check(file: &Path, offline: bool, admin: &Admin, output: &Output) -> Result<(), Failure> {
-    let text = read(file)?;
-    let name = file.display().to_string();
-    let problems = if offline {
-        check_offline(&text)
-    } else {
-        let mut client = client::connect(admin).await?;
-        let request = v1::CheckPolicyRequest {
-            text,
-            file: name.clone(),
-        };
-        let answer = client.check_policy(request).await?.into_inner();
-        let problems = answer.problems.into_iter();
-        problems.map(|p| (p.line, p.column, p.message)).collect()
-    };
-    if admin.json {
-        let problems: Vec<_> = problems
-            .iter()
-            .map(|(line, column, message)| {
-                json!({"line": line, "column": column, "message": message})
-            })
-            .collect();
-        output.json(&json!({ "problems": problems }));
-    } else if problems.is_empty() {
-        output.line(&format!("{name} is good"));
-    } else {
-        for (line, column, message) in &problems {
-            output.line(&format!("{name}:{line}:{column}: {message}"));
+        } => check::run(&file, offline, &admin, output).await,
+        Verb::Fmt(args) => fmt::run(&args, output),
+        Verb::Diff { files, admin } => ask::diff(&files, &admin, output).await,
+        Verb::History { admin } => history(&admin, output).await,
+        Verb::Rollback {
+            version,
+            author,
+            admin,
+        } => {
+            let request = v1::RollbackPolicyRequest { version, author };
+            let mut client = client::connect(&admin).await?;
+            let policy = client.rollback_policy(request).await?.into_inner();
+            in_force(&policy, &admin, output);
+            Ok(())
+        }
+        Verb::Explain { src, dst, admin } => {
+            use v1::policy_question::{Explain, Question};
+            let question = Question::Explain(Explain { src, dst });
+            ask::ask(question, &admin, output).await
+        }
+        Verb::WhoCan { dst, admin } => {
+            let question = v1::policy_question::Question::WhoCan(dst);
+            ask::ask(question, &admin, output).await
+        }
+        Verb::WhatCan { src, admin } => {
+            let question = v1::policy_question::Question::WhatCan(src);
+            ask::ask(question, &admin, output).await
         }
     }
-    if problems.is_empty() {
-        Ok(())
+}
+
+async fn get(version: Option<u64>, admin: &Admin, output: &Output) -> Result<(), Failure> {
+    let mut client = client::connect(admin).await?;
+    let request = v1::GetPolicyRequest { version };
+    let policy = client.get_policy(request).await?.into_inner();
+    if admin.json {
+        let mut value = json_of(&policy);
+        value["text"] = policy.text.into();
+        value["generation"] = policy.generation.into();
+        output.json(&value);
     } else {
-        Err(Failure::Silent)
+        output.raw(&policy.text);
+    }
+    Ok(())
+}
+
+fn json_of(policy: &v1::Policy) -> serde_json::Value {
+    json!({
+        "version": policy.version,
+        "changed": policy.changed,
+        "file": policy.file,
+        "author": policy.author,
+    })
+}
+
+fn in_force(policy: &v1::Policy, admin: &Admin, output: &Output) {
+    if admin.json {
+        let mut value = json_of(policy);
+        value["generation"] = policy.generation.into();
+        output.json(&value);
+    } else {
+        let (version, generation) = (policy.version, policy.generation);
+        output.line(&format!(
+            "policy version {version} is in force since generation {generation}"
+        ));
     }
 }
 
-fn check_offline(text: &str) -> Vec<(u32, u32, String)> {
-    let pools = Pools {
-        v4: Pools::default_v4(),
-        v6: Pools::ula([0; 5]),
+async fn history(admin: &Admin, output: &Output) -> Result<(), Failure> {
+    let mut client = client::connect(admin).await?;
+    let list = client.list_policies(v1::Empty {}).await?.into_inner();
+    if admin.json {
+        let policies: Vec<_> = list.policies.iter().map(json_of).collect();
+        output.json(&json!({ "policies": policies }));
+        return Ok(());
+    }
+    if list.policies.is_empty() {
+        output.line("no policy was ever set: every node may reach every other");
+        return Ok(());
+    }
+    let row = |(index, policy): (usize, &v1::Policy)| {
+        let said = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+        let state = if index == 0 { "in force" } else { "" };
+        vec![
+            policy.version.to_string(),
+            relative(policy.changed),
+            said(&policy.author),
+            said(&policy.file),
+            state.to_owned(),
+        ]
     };
-    let subjects = Subjects {
-        users: &BTreeMap::new(),
-        nodes: &BTreeMap::new(),
-        pools: &pools,
-    };
-    let checked = Document::parse(text).and_then(|document| policy::check(&document, &subjects));
-    let problems = checked.err();
-    let problems = problems.iter().flat_map(|problems| problems.iter());
-    problems
-        .map(|p| (p.line, p.column, p.message.clone()))
-        .collect()
+    let rows: Vec<Vec<String>> = list.policies.iter().enumerate().map(row).collect();
+    output.table(&["VERSION", "SET", "AUTHOR", "FILE", ""], &rows);
+    Ok(())
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

@@ -15,6 +15,29 @@ pub(super) enum Verb {
         /// Name to show
         #[arg(long, default_value = "")]
         display_name: String,
+        /// owner, admin, network-admin, it-admin, billing-admin, auditor or member
+        #[arg(long, default_value = "member")]
+        role: String,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Changes a user's role, groups or shown name
+    Set {
+        /// Name or number
+        user: String,
+        /// owner, admin, network-admin, it-admin, billing-admin, auditor or member; owners, admins
+        /// and network admins may ask about the whole policy from their nodes
+        #[arg(long)]
+        role: Option<String>,
+        /// Replaces the groups that policy means by idp:NAME; may be given more than once
+        #[arg(long = "idp-group", value_name = "NAME")]
+        idp_groups: Vec<String>,
+        /// Takes the user out of all groups
+        #[arg(long, conflicts_with = "idp_groups")]
+        no_idp_groups: bool,
+        /// Name to show
+        #[arg(long)]
+        display_name: Option<String>,
         #[command(flatten)]
         admin: Admin,
     },
@@ -45,12 +68,44 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
         Verb::Create {
             name,
             display_name,
+            role,
             admin,
         } => {
             let mut client = client::connect(&admin).await?;
-            let request = v1::CreateUserRequest { name, display_name };
+            let request = v1::CreateUserRequest {
+                name,
+                display_name,
+                role,
+            };
             let user = client.create_user(request).await?.into_inner();
             done(&admin, output, &user, "is a user now");
+        }
+        Verb::Set {
+            user,
+            role,
+            idp_groups,
+            no_idp_groups,
+            display_name,
+            admin,
+        } => {
+            let groups = no_idp_groups || !idp_groups.is_empty();
+            if role.is_none() && !groups && display_name.is_none() {
+                let words = "nothing to set: give --role, --idp-group or --display-name";
+                return Err(anyhow::anyhow!(words).into());
+            }
+            let request = v1::SetUserRequest {
+                user,
+                role,
+                idp_groups: groups.then_some(v1::IdpGroups { names: idp_groups }),
+                display_name,
+            };
+            let mut client = client::connect(&admin).await?;
+            let user = client.set_user(request).await?.into_inner();
+            let words = match user.idp_groups.as_slice() {
+                [] => format!("has role {}", user.role),
+                groups => format!("has role {}, groups {}", user.role, groups.join(", ")),
+            };
+            done(&admin, output, &user, &words);
         }
         Verb::List { admin } => {
             let mut client = client::connect(&admin).await?;
@@ -65,11 +120,16 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
                     user.id.to_string(),
                     user.name.clone(),
                     user.display_name.clone(),
+                    user.role.clone(),
+                    user.idp_groups.join(","),
                     relative(user.created),
                 ]
             };
             let rows: Vec<Vec<String>> = users.iter().map(row).collect();
-            output.table(&["ID", "NAME", "DISPLAY NAME", "CREATED"], &rows);
+            output.table(
+                &["ID", "NAME", "DISPLAY NAME", "ROLE", "GROUPS", "CREATED"],
+                &rows,
+            );
         }
         Verb::Rename { user, name, admin } => {
             let mut client = client::connect(&admin).await?;
@@ -104,6 +164,8 @@ fn json_of(user: &v1::User) -> Value {
         "id": user.id,
         "name": user.name,
         "display_name": user.display_name,
+        "role": user.role,
+        "idp_groups": user.idp_groups,
         "created": user.created,
     })
 }

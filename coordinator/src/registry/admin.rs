@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::node::{Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName};
+use mesh_core::node::{
+    AttributeName, AttributeValue, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId,
+    UserName,
+};
 use mesh_core::policy::{self, Document, Problems, Subjects};
 use mesh_core::world::World;
 
@@ -107,6 +110,39 @@ pub fn delete_node(draft: &mut Draft, node: &str) -> Result<Arc<Node>, Refusal> 
     Ok(node)
 }
 
+/// Sets a posture attribute, or takes it away. Whom policy lets in is judged again at once.
+pub fn set_attribute(
+    draft: &mut Draft,
+    node: &str,
+    name: &str,
+    value: Option<AttributeValue>,
+) -> Result<Arc<Node>, Refusal> {
+    let node = find_node(draft.world(), node)?;
+    let name = AttributeName::parse(name)
+        .map_err(|invalid| Refusal::new(Fault::Invalid, invalid.to_string()))?;
+    if let Some(AttributeValue::Text(text)) = &value
+        && (text.chars().count() > LONGEST_ATTRIBUTE || text.contains(char::is_control))
+    {
+        let words = format!("a value has at most {LONGEST_ATTRIBUTE} printable characters");
+        return Err(Refusal::new(Fault::Invalid, words));
+    }
+    if value.is_some()
+        && !node.attributes.contains_key(&name)
+        && node.attributes.len() >= MOST_ATTRIBUTES
+    {
+        let words = format!("a node has at most {MOST_ATTRIBUTES} attributes");
+        return Err(Refusal::new(Fault::Exhausted, words));
+    }
+    Ok(put_if_changed(draft, &node, |node| match value {
+        Some(value) => drop(node.attributes.insert(name, value)),
+        None => drop(node.attributes.remove(&name)),
+    }))
+}
+
+/// Posture attributes are switches and versions, not documents.
+const LONGEST_ATTRIBUTE: usize = 128;
+const MOST_ATTRIBUTES: usize = 64;
+
 fn parse_tags(tags: &[String]) -> Result<BTreeSet<Tag>, Refusal> {
     let parse = |tag: &String| {
         Tag::parse(tag).map_err(|invalid| Refusal::new(Fault::Invalid, invalid.to_string()))
@@ -141,18 +177,66 @@ pub fn create_user(
     draft: &mut Draft,
     name: &str,
     display_name: &str,
+    role: &str,
 ) -> Result<Arc<User>, Refusal> {
     let name = free_user_name(draft.world(), name)?;
-    let printable = display_name.chars().filter(|c| !c.is_control());
+    let role = match role {
+        "" => Role::default(),
+        role => parse_role(role)?,
+    };
     let user = User {
         id: UserId(draft.next_id()),
         name,
-        display_name: printable.take(128).collect(),
+        display_name: printable(display_name),
         idp_groups: BTreeSet::new(),
-        role: Role::default(),
+        role,
         created: draft.now,
     };
     Ok(draft.put_user(user))
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(128).collect()
+}
+
+fn parse_role(text: &str) -> Result<Role, Refusal> {
+    Role::parse(text).map_err(|invalid| Refusal::new(Fault::Invalid, invalid.to_string()))
+}
+
+/// What is to change of a user; `None` stays.
+#[derive(Debug, Clone, Default)]
+pub struct UserChange {
+    pub role: Option<String>,
+    pub idp_groups: Option<Vec<String>>,
+    pub display_name: Option<String>,
+}
+
+pub fn set_user(draft: &mut Draft, user: &str, change: UserChange) -> Result<Arc<User>, Refusal> {
+    let user = find_user(draft.world(), user)?;
+    let mut next = user.as_ref().clone();
+    if let Some(role) = &change.role {
+        next.role = parse_role(role)?;
+    }
+    if let Some(groups) = change.idp_groups {
+        let odd = |group: &&String| {
+            group.is_empty() || group.len() > 128 || group.contains(char::is_control)
+        };
+        if let Some(odd) = groups.iter().find(odd) {
+            let words = format!("a group's name is 1 to 128 printable characters: {odd:?}");
+            return Err(Refusal::new(Fault::Invalid, words));
+        }
+        let bare = groups
+            .iter()
+            .map(|group| group.trim_start_matches("idp:").to_owned());
+        next.idp_groups = bare.collect();
+    }
+    if let Some(name) = change.display_name {
+        next.display_name = printable(&name);
+    }
+    if next == *user {
+        return Ok(user);
+    }
+    Ok(draft.put_user(next))
 }
 
 pub fn rename_user(draft: &mut Draft, user: &str, name: &str) -> Result<Arc<User>, Refusal> {
@@ -297,13 +381,25 @@ pub fn check_policy(world: &World, text: &str, file: &str) -> Result<Document, P
     Ok(document)
 }
 
+/// A text to be put in force.
+#[derive(Debug, Clone, Default)]
+pub struct NewPolicy {
+    pub text: String,
+    /// As the operator named it, directories and all.
+    pub file: String,
+    pub author: String,
+    /// Refuse where another version is in force.
+    pub expect: Option<u64>,
+}
+
 /// Replaces the policy, or changes nothing.
-pub fn set_policy(
-    draft: &mut Draft,
-    text: String,
-    file: &str,
-    expect: Option<u64>,
-) -> Result<Arc<PolicyText>, Refusal> {
+pub fn set_policy(draft: &mut Draft, new: NewPolicy) -> Result<Arc<PolicyText>, Refusal> {
+    let NewPolicy {
+        text,
+        file,
+        author,
+        expect,
+    } = new;
     let version = draft.policy().map_or(0, |policy| policy.version);
     if let Some(expect) = expect
         && expect != version
@@ -312,12 +408,17 @@ pub fn set_policy(
             format!("the policy is at version {version} by now, not {expect}; look at it again");
         return Err(Refusal::new(Fault::Precondition, words));
     }
-    let document = check_policy(draft.world(), &text, file)
+    let document = check_policy(draft.world(), &text, &file)
         .map_err(|problems| Refusal::new(Fault::Invalid, problems.to_string()))?;
+    // Every node is told the name; where the file lies on an operator's disk is not their business.
+    let name = file.rsplit('/').next().unwrap_or_default();
     let policy = PolicyText {
         version: version + 1,
         text,
         changed: draft.now,
+        file: name.to_owned(),
+        author,
     };
+    let document = document.in_file(policy.shown_file());
     Ok(draft.put_policy(policy, Arc::new(document)))
 }

@@ -9,7 +9,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use mesh_core::node::{
-    Addresses, HostInfo, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName,
+    Addresses, AttributeName, AttributeValue, HostInfo, Name, Node, NodeId, Owner, Role, Tag,
+    UnixTime, User, UserId, UserName,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -27,11 +28,16 @@ pub(super) enum Value {
     Blob(Vec<u8>),
 }
 
-/// One table that feeds the world: its statements, and how many columns stand before `sum`.
+/// One table: its statements, and how many columns stand before `sum`.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) name: &'static str,
     pub(super) columns: usize,
+    /// Columns that the table has had from its beginning. Those behind are only part of the sum up
+    /// to the last that is not null, so rows from before keep theirs.
+    pub(super) founding: usize,
+    /// Whether its rows are counted in the root.
+    pub(super) feeds_world: bool,
     pub(super) select: &'static str,
     pub(super) put: &'static str,
     pub(super) delete: &'static str,
@@ -39,33 +45,44 @@ pub(super) struct Table {
 
 pub(super) static USER: Table = Table {
     name: "user",
-    columns: 4,
-    select: r#"SELECT id, name, display_name, created, sum FROM "user" NOT INDEXED"#,
-    put: r#"INSERT INTO "user" VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+    columns: 6,
+    founding: 4,
+    feeds_world: true,
+    select: r#"SELECT id, name, display_name, created, role, idp_groups, sum
+        FROM "user" NOT INDEXED"#,
+    put: r#"INSERT INTO "user" (id, name, display_name, created, role, idp_groups, sum)
+        VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
         name = excluded.name, display_name = excluded.display_name, created = excluded.created,
-        sum = excluded.sum"#,
+        role = excluded.role, idp_groups = excluded.idp_groups, sum = excluded.sum"#,
     delete: r#"DELETE FROM "user" WHERE id = ?"#,
 };
 
 pub(super) static NODE: Table = Table {
     name: "node",
-    columns: 16,
+    columns: 17,
+    founding: 16,
+    feeds_world: true,
     select: r#"SELECT id, name, machine, "key", "user", tags, v4, v6, endpoints, advertised,
-        approved, ephemeral, created, expires, expired, host, sum FROM node NOT INDEXED"#,
-    put: r#"INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        approved, ephemeral, created, expires, expired, host, attributes, sum
+        FROM node NOT INDEXED"#,
+    put: r#"INSERT INTO node (id, name, machine, "key", "user", tags, v4, v6, endpoints,
+        advertised, approved, ephemeral, created, expires, expired, host, attributes, sum)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET
         name = excluded.name, machine = excluded.machine, "key" = excluded."key",
         "user" = excluded."user", tags = excluded.tags, v4 = excluded.v4, v6 = excluded.v6,
         endpoints = excluded.endpoints, advertised = excluded.advertised,
         approved = excluded.approved, ephemeral = excluded.ephemeral, created = excluded.created,
         expires = excluded.expires, expired = excluded.expired, host = excluded.host,
-        sum = excluded.sum"#,
+        attributes = excluded.attributes, sum = excluded.sum"#,
     delete: "DELETE FROM node WHERE id = ?",
 };
 
 pub(super) static KEY: Table = Table {
     name: "auth_key",
     columns: 12,
+    founding: 12,
+    feeds_world: true,
     select: r#"SELECT id, prefix, hash, reusable, ephemeral, "user", tags, created, expires,
         revoked, uses, last_node, sum FROM auth_key NOT INDEXED"#,
     put: r#"INSERT INTO auth_key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -79,11 +96,36 @@ pub(super) static KEY: Table = Table {
 
 pub(super) static POLICY: Table = Table {
     name: "policy",
-    columns: 3,
-    select: "SELECT version, text, changed, sum FROM policy NOT INDEXED",
-    put: "INSERT INTO policy VALUES (?, ?, ?, ?)",
+    columns: 5,
+    founding: 3,
+    feeds_world: true,
+    select: "SELECT version, text, changed, file, author, sum FROM policy NOT INDEXED",
+    put: "INSERT INTO policy (version, text, changed, file, author, sum) VALUES (?, ?, ?, ?, ?, ?)",
     delete: "DELETE FROM policy WHERE version = ?",
 };
+
+pub(super) static POLICY_HISTORY: Table = Table {
+    name: "policy_history",
+    columns: 5,
+    founding: 5,
+    feeds_world: false,
+    select: "SELECT version, text, changed, file, author, sum FROM policy_history WHERE version = ?",
+    put: "INSERT OR REPLACE INTO policy_history (version, text, changed, file, author, sum)
+        VALUES (?, ?, ?, ?, ?, ?)",
+    delete: "DELETE FROM policy_history WHERE version = ?",
+};
+
+impl Table {
+    /// The sum of a row of this table.
+    pub(super) fn sum(&self, values: &[Value]) -> Sum {
+        let said = |value: &Value| *value != Value::Null;
+        let last = values.iter().rposition(said).map_or(0, |last| last + 1);
+        sum(
+            self.name,
+            &values[..last.max(self.founding).min(values.len())],
+        )
+    }
+}
 
 /// SHA-256 over the table's name and every value, each with its kind and length in front.
 pub(super) fn sum(table: &str, values: &[Value]) -> Sum {
@@ -142,6 +184,14 @@ pub(super) fn user(user: &User) -> Vec<Value> {
         Value::Text(user.name.to_string()),
         Value::Text(user.display_name.clone()),
         int(user.created.0),
+        match user.role {
+            Role::Member => Value::Null,
+            role => Value::Text(role.to_string()),
+        },
+        match user.idp_groups.is_empty() {
+            true => Value::Null,
+            false => list(&user.idp_groups),
+        },
     ]
 }
 
@@ -164,7 +214,24 @@ pub(super) fn node(node: &Node) -> Vec<Value> {
         optional(node.expires.map(|at| at.0)),
         flag(node.expired),
         Value::Text(serde_json::to_string(&host).expect("strings are JSON")),
+        attributes(&node.attributes),
     ]
+}
+
+fn attributes(attributes: &BTreeMap<AttributeName, AttributeValue>) -> Value {
+    if attributes.is_empty() {
+        return Value::Null;
+    }
+    let values = attributes.iter().map(|(name, value)| {
+        let value = match value {
+            AttributeValue::Text(text) => text.as_str().into(),
+            AttributeValue::Number(number) => (*number).into(),
+            AttributeValue::Bool(flag) => (*flag).into(),
+        };
+        (name.to_string(), value)
+    });
+    let object: serde_json::Map<String, serde_json::Value> = values.collect();
+    Value::Text(serde_json::Value::from(object).to_string())
 }
 
 pub(super) fn key(key: &PreAuthKey) -> Vec<Value> {
@@ -189,7 +256,17 @@ pub(super) fn policy(policy: &PolicyText) -> Vec<Value> {
         int(policy.version),
         Value::Text(policy.text.clone()),
         int(policy.changed.0),
+        said(&policy.file),
+        said(&policy.author),
     ]
+}
+
+/// Nothing is null.
+fn said(text: &str) -> Value {
+    match text {
+        "" => Value::Null,
+        text => Value::Text(text.to_owned()),
+    }
 }
 
 // === reading ===
@@ -238,6 +315,14 @@ impl Columns {
         }
     }
 
+    fn said(&mut self, what: &'static str) -> Result<String, Unreadable> {
+        match self.0.next() {
+            Some(Value::Null) => Ok(String::new()),
+            Some(Value::Text(text)) => Ok(text),
+            _ => Err(Unreadable(what)),
+        }
+    }
+
     fn parse<T: FromStr>(&mut self, what: &'static str) -> Result<T, Unreadable> {
         self.text(what)?.parse().map_err(|_| Unreadable(what))
     }
@@ -263,6 +348,28 @@ impl Columns {
             .ok_or(Unreadable(what))
     }
 
+    fn attributes(
+        &mut self,
+        what: &'static str,
+    ) -> Result<BTreeMap<AttributeName, AttributeValue>, Unreadable> {
+        let text = self.said(what)?;
+        if text.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&text).map_err(|_| Unreadable(what))?;
+        let read = |(name, value): (String, serde_json::Value)| {
+            let value = match value {
+                serde_json::Value::String(text) => AttributeValue::Text(text),
+                serde_json::Value::Bool(flag) => AttributeValue::Bool(flag),
+                number => AttributeValue::Number(number.as_i64()?),
+            };
+            Some((AttributeName::parse(&name).ok()?, value))
+        };
+        let read: Option<_> = object.into_iter().map(read).collect();
+        read.ok_or(Unreadable(what))
+    }
+
     fn owner(&mut self) -> Result<Owner, Unreadable> {
         let user = self.optional("user")?;
         let tags = self.list("tags", |tag| Tag::parse(tag).ok())?;
@@ -279,9 +386,15 @@ pub(super) fn read_user(row: &mut Columns) -> Result<User, Unreadable> {
         id: UserId(row.int("id")?),
         name: UserName::parse(&row.text("name")?).map_err(|_| Unreadable("name"))?,
         display_name: row.text("display_name")?,
-        idp_groups: BTreeSet::new(),
-        role: Role::default(),
         created: UnixTime(row.int("created")?),
+        role: match row.said("role")?.as_str() {
+            "" => Role::Member,
+            role => Role::parse(role).map_err(|_| Unreadable("role"))?,
+        },
+        idp_groups: match row.said("idp_groups")?.as_str() {
+            "" => BTreeSet::new(),
+            list => serde_json::from_str(list).map_err(|_| Unreadable("idp_groups"))?,
+        },
     })
 }
 
@@ -306,7 +419,7 @@ pub(super) fn read_node(row: &mut Columns) -> Result<Node, Unreadable> {
         host: serde_json::from_str::<Host>(&row.text("host")?)
             .map_err(|_| Unreadable("host"))?
             .into(),
-        attributes: BTreeMap::new(),
+        attributes: row.attributes("attributes")?,
     })
 }
 
@@ -331,6 +444,8 @@ pub(super) fn read_policy(row: &mut Columns) -> Result<PolicyText, Unreadable> {
         version: row.int("version")?,
         text: row.text("text")?,
         changed: UnixTime(row.int("changed")?),
+        file: row.said("file")?,
+        author: row.said("author")?,
     })
 }
 
@@ -441,7 +556,40 @@ mod tests {
     }
 
     #[test]
+    fn a_row_from_before_a_column_was_added_keeps_its_sum() {
+        let old = [
+            int(1),
+            Value::Text("ann".to_owned()),
+            Value::Text(String::new()),
+            int(2),
+        ];
+        let new = |role| [&old[..], &[role, Value::Null]].concat();
+        assert_eq!(USER.sum(&new(Value::Null)), sum("user", &old));
+        assert_ne!(
+            USER.sum(&new(Value::Text("admin".to_owned()))),
+            sum("user", &old)
+        );
+        assert_eq!(USER.sum(&old[..3]), sum("user", &old[..3]));
+    }
+
+    #[test]
+    fn a_user_reads_back_as_it_was_written() {
+        let written = User {
+            id: UserId(1),
+            name: UserName::parse("ann@example.com").unwrap(),
+            display_name: "Ann".to_owned(),
+            created: UnixTime(3),
+            role: Role::NetworkAdmin,
+            idp_groups: BTreeSet::from(["ops".to_owned(), "a b".to_owned()]),
+        };
+        let values = user(&written);
+        assert_eq!(values.len(), USER.columns);
+        assert_eq!(read_user(&mut Columns::new(values)), Ok(written));
+    }
+
+    #[test]
     fn a_node_reads_back_as_it_was_written() {
+        let name = |text| AttributeName::parse(text).unwrap();
         let written = Node {
             id: NodeId(7),
             name: Name::sanitize("gpu-1"),
@@ -463,7 +611,11 @@ mod tests {
                 hostname: "gpu \"1\"".to_owned(),
                 ..HostInfo::default()
             },
-            attributes: BTreeMap::new(),
+            attributes: BTreeMap::from([
+                (name("custom:tier"), AttributeValue::Text("gold".to_owned())),
+                (name("custom:score"), AttributeValue::Number(-7)),
+                (name("custom:managed"), AttributeValue::Bool(true)),
+            ]),
         };
         let values = node(&written);
         assert_eq!(values.len(), NODE.columns);

@@ -17,7 +17,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::rows::{self, Instance, Sum, Table, Value};
-use super::{Batch, Founding, Loaded, OpenError, StoreError, Write};
+use super::{Batch, Founding, KEPT_POLICIES, Loaded, OpenError, PolicyText, StoreError, Write};
 use crate::state_dir::{StateDir, sync_directory};
 
 mod files;
@@ -187,6 +187,12 @@ impl Sqlite {
     ) -> Result<(), Failure> {
         self.begin().await?;
         for Step { table, id, values } in steps(&batch.writes, &self.sums) {
+            if !table.feeds_world {
+                put_or_delete(table, id, values)
+                    .execute(&mut self.connection)
+                    .await?;
+                continue;
+            }
             let row = (table.name, id);
             let before = match sums.get(&row) {
                 Some(pending) => *pending,
@@ -195,18 +201,13 @@ impl Sqlite {
             if let Some(before) = before {
                 rows::toggle(&mut instance.root, &before);
             }
-            let after = values.as_ref().map(|values| rows::sum(table.name, values));
+            let after = values.as_ref().map(|values| table.sum(values));
             if let Some(after) = after {
                 rows::toggle(&mut instance.root, &after);
             }
-            let query = match (values, after) {
-                (Some(values), Some(sum)) => values
-                    .into_iter()
-                    .chain([Value::Blob(sum.to_vec())])
-                    .fold(sqlx::query(table.put), bind),
-                _ => bind(sqlx::query(table.delete), Value::Int(id)),
-            };
-            query.execute(&mut self.connection).await?;
+            put_or_delete(table, id, values)
+                .execute(&mut self.connection)
+                .await?;
             sums.insert(row, after);
         }
         // The guard makes this transaction the only one that follows `from`: another writer's
@@ -293,6 +294,14 @@ impl Sqlite {
         result.map(drop).map_err(|error| failed(&self.path, error))
     }
 
+    pub(super) async fn policies(&mut self) -> Result<Vec<PolicyText>, StoreError> {
+        read::policies(&mut self.connection, &self.path).await
+    }
+
+    pub(super) async fn policy(&mut self, version: u64) -> Result<Option<PolicyText>, StoreError> {
+        read::policy(&mut self.connection, &self.path, version).await
+    }
+
     pub(super) async fn backup(&mut self, path: &Path) -> Result<u64, StoreError> {
         let text = path
             .to_str()
@@ -357,6 +366,17 @@ struct Step {
     values: Option<Vec<Value>>,
 }
 
+fn put_or_delete(table: &'static Table, id: i64, values: Option<Vec<Value>>) -> Query {
+    let Some(values) = values else {
+        return bind(sqlx::query(table.delete), Value::Int(id));
+    };
+    let sum = table.sum(&values);
+    values
+        .into_iter()
+        .chain([Value::Blob(sum.to_vec())])
+        .fold(sqlx::query(table.put), bind)
+}
+
 /// The writes as rows, in order. A policy replaces every one that is stored or was just put.
 fn steps(writes: &[Write], stored: &Sums) -> Vec<Step> {
     let of_policy = |(table, id): &(&'static str, i64)| (*table == "policy").then_some(*id);
@@ -370,6 +390,16 @@ fn steps(writes: &[Write], stored: &Sums) -> Vec<Step> {
             Write::DeleteNode(id) => (&rows::NODE, id.0, None),
             Write::PutKey(key) => (&rows::KEY, key.id.0, Some(rows::key(key))),
             Write::DeleteKey(id) => (&rows::KEY, id.0, None),
+            Write::KeepPolicy(policy) => {
+                let forgotten = policy.version.saturating_sub(KEPT_POLICIES);
+                steps.push(Step {
+                    table: &rows::POLICY_HISTORY,
+                    id: rows::signed(forgotten),
+                    values: None,
+                });
+                let table = &rows::POLICY_HISTORY;
+                (table, policy.version, Some(rows::policy(policy)))
+            }
             Write::PutPolicy(policy) => {
                 let gone = std::mem::replace(&mut policies, vec![rows::signed(policy.version)]);
                 steps.extend(gone.into_iter().map(|id| Step {

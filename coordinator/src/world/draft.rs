@@ -27,6 +27,15 @@ pub struct Draft {
     /// Something changed that policy looks at.
     stale_policy: bool,
     touched: Touched,
+    /// Whose advertised routes the policy may approve now and could not before.
+    offers: Offers,
+}
+
+/// Nodes whose routes are to be held against the policy's `autoApprovers`.
+#[derive(Debug)]
+enum Offers {
+    Everybodys,
+    Of(BTreeSet<NodeId>),
 }
 
 impl Draft {
@@ -41,6 +50,7 @@ impl Draft {
             writes: Vec::new(),
             stale_policy: false,
             touched: Touched::Nodes(BTreeSet::new()),
+            offers: Offers::Of(BTreeSet::new()),
         }
     }
 
@@ -74,11 +84,18 @@ impl Draft {
     pub fn put_node(&mut self, node: Node) -> Arc<Node> {
         let node = Arc::new(node);
         let old = self.world.nodes.insert(node.id, node.clone());
-        self.stale_policy |= old
+        let judged_anew = old
             .as_ref()
             .is_none_or(|old| policy::tells_apart(old, &node));
+        self.stale_policy |= judged_anew;
+        let offers = |node: &Node| (node.advertised_routes.clone(), node.owner.clone());
+        if let Offers::Of(nodes) = &mut self.offers
+            && old.as_ref().is_none_or(|old| offers(old) != offers(&node))
+        {
+            nodes.insert(node.id);
+        }
         match &old {
-            Some(old) if for_peers(old) == for_peers(&node) => {}
+            Some(old) if !judged_anew && for_peers(old) == for_peers(&node) => {}
             old => {
                 if let Some(old) = old {
                     self.touch(old);
@@ -101,6 +118,7 @@ impl Draft {
     pub fn put_user(&mut self, user: User) -> Arc<User> {
         let user = Arc::new(user);
         self.world.users.insert(user.id, user.clone());
+        self.offers = Offers::Everybodys;
         self.stale_policy = true;
         self.touched = Touched::Everything;
         self.writes.push(Write::PutUser(user.clone()));
@@ -130,11 +148,42 @@ impl Draft {
 
     pub fn put_policy(&mut self, text: PolicyText, document: Arc<Document>) -> Arc<PolicyText> {
         let text = Arc::new(text);
+        if let Some((before, _)) = &self.policy {
+            self.writes.push(Write::KeepPolicy(before.clone()));
+        }
         self.policy = Some((text.clone(), document));
+        self.offers = Offers::Everybodys;
         self.stale_policy = true;
         self.touched = Touched::Everything;
         self.writes.push(Write::PutPolicy(text.clone()));
         text
+    }
+
+    /// Approves the routes that the policy lets their nodes have without an administrator. What was
+    /// approved before stays: a policy takes nothing back.
+    pub(super) fn approve_offers(&mut self) {
+        let Some((_, document)) = self.policy.clone() else {
+            return;
+        };
+        let offers = std::mem::replace(&mut self.offers, Offers::Of(BTreeSet::new()));
+        let nodes = match offers {
+            Offers::Everybodys => self.world.nodes.keys().copied().collect(),
+            Offers::Of(nodes) => nodes,
+        };
+        for id in nodes {
+            let Some(node) = self.world.nodes.get(&id).cloned() else {
+                continue;
+            };
+            if node.advertised_routes.is_subset(&node.approved_routes) {
+                continue;
+            }
+            let approved = policy::auto_approved(&document, &Subjects::from(&self.world), &node);
+            if !approved.is_subset(&node.approved_routes) {
+                let mut node = node.as_ref().clone();
+                node.approved_routes.extend(approved);
+                self.put_node(node);
+            }
+        }
     }
 
     /// The world that this draft becomes, compiled where that can have changed.

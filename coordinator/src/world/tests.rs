@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ChangeError, Current, Draft, Handle, Writer};
 use crate::clock::Clock;
 use crate::preauth::{self, Presented};
-use crate::registry::admin::{self, KeyRequest};
+use crate::registry::admin::{self, KeyRequest, NewPolicy};
 use crate::registry::{self, Enrolment};
 use crate::state_dir::StateDir;
 use crate::store::{Founding, Loaded, Store, StoreError};
@@ -70,7 +70,7 @@ impl Running {
 }
 
 async fn create_user(world: &Handle, name: String) -> Result<(), ChangeError> {
-    let change = move |draft: &mut Draft| admin::create_user(draft, &name, "").map(drop);
+    let change = move |draft: &mut Draft| admin::create_user(draft, &name, "", "").map(drop);
     world.change(change).await
 }
 
@@ -269,10 +269,17 @@ fn take(draft: &mut Draft, step: &Step) -> Result<(), registry::Refusal> {
         }
         Step::Expire(n) => admin::expire_node(draft, &id(draft, *n)).map(drop),
         Step::Delete(n) => admin::delete_node(draft, &id(draft, *n)).map(drop),
-        Step::Policy(n) => {
-            admin::set_policy(draft, POLICIES[*n].to_owned(), "policy", None).map(drop)
+        Step::Policy(n) => admin::set_policy(
+            draft,
+            NewPolicy {
+                text: POLICIES[*n].to_owned(),
+                ..NewPolicy::default()
+            },
+        )
+        .map(drop),
+        Step::User(n) => {
+            admin::create_user(draft, &format!("user{n}@example.org"), "", "").map(drop)
         }
-        Step::User(n) => admin::create_user(draft, &format!("user{n}@example.org"), "").map(drop),
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Current, Draft};
 use crate::clock::Clock;
 use crate::registry::Refusal;
 use crate::state_dir::StateDir;
-use crate::store::{Batch, Loaded, Store, StoreError};
+use crate::store::{Batch, Loaded, PolicyText, Store, StoreError};
 
 /// Changes that share one transaction at most: each waits for one flush of the disk.
 const BATCH: usize = 128;
@@ -47,6 +47,8 @@ enum Request {
         PathBuf,
         oneshot::Sender<Result<(u64, Generation), StoreError>>,
     ),
+    Policies(oneshot::Sender<Result<Vec<PolicyText>, StoreError>>),
+    Policy(u64, oneshot::Sender<Result<Option<PolicyText>, StoreError>>),
 }
 
 /// The way to the writer, and to what it published last.
@@ -104,8 +106,25 @@ impl Handle {
 
     /// Writes a copy of the database; returns its size and generation.
     pub async fn backup(&self, path: PathBuf) -> Result<(u64, Generation), ChangeError> {
+        self.ask(|reply| Request::Backup(path, reply)).await
+    }
+
+    /// The policies before the one in force that are kept, newest first, without their texts.
+    pub async fn policies(&self) -> Result<Vec<PolicyText>, ChangeError> {
+        self.ask(Request::Policies).await
+    }
+
+    /// One of them, whole.
+    pub async fn policy(&self, version: u64) -> Result<Option<PolicyText>, ChangeError> {
+        self.ask(|reply| Request::Policy(version, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
+    ) -> Result<T, ChangeError> {
         let (sender, receiver) = oneshot::channel();
-        let sent = self.requests.send(Request::Backup(path, sender)).await;
+        let sent = self.requests.send(request(sender)).await;
         sent.map_err(|_| ChangeError::Stopped)?;
         Ok(receiver.await.map_err(|_| ChangeError::Stopped)??)
     }
@@ -192,6 +211,10 @@ impl Writer {
                         self.failed(&error);
                     }
                 }
+                Request::Policies(reply) => drop(reply.send(self.store.policies().await)),
+                Request::Policy(version, reply) => {
+                    drop(reply.send(self.store.policy(version).await));
+                }
                 Request::Backup(path, reply) => {
                     // What was asked before the backup is in it.
                     self.commit(std::mem::take(&mut decisions)).await;
@@ -212,6 +235,7 @@ impl Writer {
         let mut draft = Draft::of(&current, self.clock.now());
         let decide = |decide: Decide| decide(&mut draft);
         let answers: Vec<Answer> = decisions.into_iter().map(decide).collect();
+        draft.approve_offers();
         let committed = if draft.writes.is_empty() {
             Ok(())
         } else {

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use crate::support::{Coordinator, DENY_ALL, PATIENCE, eventually};
 
 /// `mesh-coordinator …` against this coordinator.
-fn run(coordinator: &Coordinator, arguments: &[&str]) -> Output {
+pub(crate) fn run(coordinator: &Coordinator, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
         .args(arguments)
         .env(
@@ -16,19 +16,19 @@ fn run(coordinator: &Coordinator, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn ok(coordinator: &Coordinator, arguments: &[&str]) -> String {
+pub(crate) fn ok(coordinator: &Coordinator, arguments: &[&str]) -> String {
     let output = run(coordinator, arguments);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn json(coordinator: &Coordinator, arguments: &[&str]) -> serde_json::Value {
+pub(crate) fn json(coordinator: &Coordinator, arguments: &[&str]) -> serde_json::Value {
     let arguments = [arguments, &["--json"]].concat();
     serde_json::from_str(&ok(coordinator, &arguments)).unwrap()
 }
 
-fn refused(coordinator: &Coordinator, arguments: &[&str], words: &str) {
+pub(crate) fn refused(coordinator: &Coordinator, arguments: &[&str], words: &str) {
     let output = run(coordinator, arguments);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");

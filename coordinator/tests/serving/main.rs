@@ -11,6 +11,7 @@ mod admin;
 mod damage;
 mod enrolment;
 mod garbage;
+mod people;
 mod restart;
 mod scale;
 mod session;

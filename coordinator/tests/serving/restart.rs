@@ -230,7 +230,7 @@ async fn the_policy_in_force_survives_and_a_refused_one_changes_nothing() {
     let policy = coordinator
         .admin()
         .await
-        .get_policy(v1::Empty {})
+        .get_policy(v1::GetPolicyRequest::default())
         .await
         .unwrap();
     assert_eq!(policy.into_inner().text, DENY_ALL);

@@ -113,6 +113,7 @@ impl Coordinator {
             text: text.to_owned(),
             file: "test.hujson".to_owned(),
             expect_version: None,
+            author: None,
         };
         let set = self.admin().await.set_policy(request).await?;
         Ok(set.into_inner().generation)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use mesh_api::v1;
 use serde_json::json;
 
-use super::{Args, DebugVerb, Failed, Up, Verb, client, ping, render, safe, say};
+use super::{Args, DebugVerb, Failed, Up, Verb, client, ping, policy, render, safe, say};
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     let json = args.json;
@@ -67,6 +67,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
                 }
             }
         }
+        Verb::Policy { verb } => policy::run(&mut agent, verb, json).await?,
         Verb::Debug {
             verb: DebugVerb::Bundle,
         } => {

@@ -125,6 +125,45 @@ pub struct PolicyRule {
     pub line: u32,
     #[prost(string, tag = "3")]
     pub summary: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub file: ::prost::alloc::string::String,
+}
+/// Who may open what, and which rule says so. Ends are named as people do: a node, an address, a
+/// tag, a user, a group, a host of the policy.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyQuestion {
+    #[prost(oneof = "policy_question::Question", tags = "1, 2, 3")]
+    pub question: ::core::option::Option<policy_question::Question>,
+}
+/// Nested message and enum types in `PolicyQuestion`.
+pub mod policy_question {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Explain {
+        #[prost(string, tag = "1")]
+        pub src: ::prost::alloc::string::String,
+        /// DST:PORT/PROTO
+        #[prost(string, tag = "2")]
+        pub dst: ::prost::alloc::string::String,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Question {
+        #[prost(message, tag = "1")]
+        Explain(Explain),
+        /// DST:PORT/PROTO
+        #[prost(string, tag = "2")]
+        WhoCan(::prost::alloc::string::String),
+        /// SRC
+        #[prost(string, tag = "3")]
+        WhatCan(::prost::alloc::string::String),
+    }
+}
+/// One answer in two forms: lines for people, JSON for programs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyAnswer {
+    #[prost(string, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub json: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Netmap {
@@ -613,6 +652,27 @@ pub mod control_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Control", "Session"));
             self.inner.streaming(req, path, codec).await
         }
+        /// About any nodes of the mesh. Answers the nodes of administrators; PERMISSION_DENIED for others.
+        pub async fn ask_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.v1.Control/AskPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Control", "AskPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -651,6 +711,11 @@ pub mod control_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::AgentMessage>>,
         ) -> std::result::Result<tonic::Response<Self::SessionStream>, tonic::Status>;
+        /// About any nodes of the mesh. Answers the nodes of administrators; PERMISSION_DENIED for others.
+        async fn ask_policy(
+            &self,
+            request: tonic::Request<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -860,6 +925,49 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/mesh.v1.Control/AskPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct AskPolicySvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::PolicyQuestion>
+                    for AskPolicySvc<T> {
+                        type Response = super::PolicyAnswer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PolicyQuestion>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::ask_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AskPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -930,7 +1038,7 @@ pub struct NodeRef {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -972,6 +1080,36 @@ pub struct Node {
     pub apply_error: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "19")]
     pub host: ::core::option::Option<HostInfo>,
+    #[prost(message, repeated, tag = "20")]
+    pub attributes: ::prost::alloc::vec::Vec<Attribute>,
+}
+/// What a policy's postures may ask of a node, beside what the node says of itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attribute {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "attribute::Value", tags = "2, 3, 4")]
+    pub value: ::core::option::Option<attribute::Value>,
+}
+/// Nested message and enum types in `Attribute`.
+pub mod attribute {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(string, tag = "2")]
+        Text(::prost::alloc::string::String),
+        #[prost(sint64, tag = "3")]
+        Number(i64),
+        #[prost(bool, tag = "4")]
+        Flag(bool),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetNodeAttributeRequest {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// without a value: is not set any more
+    #[prost(message, optional, tag = "2")]
+    pub attribute: ::core::option::Option<Attribute>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {}
@@ -1020,6 +1158,10 @@ pub struct User {
     pub display_name: ::prost::alloc::string::String,
     #[prost(uint64, tag = "4")]
     pub created: u64,
+    #[prost(string, tag = "5")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "6")]
+    pub idp_groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateUserRequest {
@@ -1027,6 +1169,26 @@ pub struct CreateUserRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub display_name: ::prost::alloc::string::String,
+    /// empty: member
+    #[prost(string, tag = "3")]
+    pub role: ::prost::alloc::string::String,
+}
+/// What is absent stays as it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetUserRequest {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub role: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "3")]
+    pub idp_groups: ::core::option::Option<IdpGroups>,
+    #[prost(string, optional, tag = "4")]
+    pub display_name: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IdpGroups {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenameUserRequest {
@@ -1106,6 +1268,16 @@ pub struct Policy {
     pub generation: u64,
     #[prost(uint64, tag = "4")]
     pub changed: u64,
+    #[prost(string, tag = "5")]
+    pub file: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub author: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPolicyRequest {
+    /// absent: the one in force
+    #[prost(uint64, optional, tag = "1")]
+    pub version: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetPolicyRequest {
@@ -1117,6 +1289,37 @@ pub struct SetPolicyRequest {
     /// refuse when another version is current
     #[prost(uint64, optional, tag = "3")]
     pub expect_version: ::core::option::Option<u64>,
+    /// absent: the user at the other end of the socket
+    #[prost(string, optional, tag = "4")]
+    pub author: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// Newest first. Texts are left out.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPoliciesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub policies: ::prost::alloc::vec::Vec<Policy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackPolicyRequest {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(string, optional, tag = "2")]
+    pub author: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffPolicyRequest {
+    /// absent: the policy in force
+    #[prost(message, optional, tag = "1")]
+    pub old: ::core::option::Option<PolicyFile>,
+    #[prost(message, optional, tag = "2")]
+    pub new: ::core::option::Option<PolicyFile>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyFile {
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub file: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckPolicyRequest {
@@ -1130,6 +1333,9 @@ pub struct CheckPolicyResponse {
     /// empty: the policy would be accepted
     #[prost(message, repeated, tag = "1")]
     pub problems: ::prost::alloc::vec::Vec<PolicyProblem>,
+    /// accepted, and without effect here
+    #[prost(message, repeated, tag = "2")]
+    pub warnings: ::prost::alloc::vec::Vec<PolicyProblem>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PolicyProblem {
@@ -1385,6 +1591,27 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "DeleteNode"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn set_node_attribute(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetNodeAttributeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Node>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.v1.Admin/SetNodeAttribute",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.v1.Admin", "SetNodeAttribute"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn create_user(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateUserRequest>,
@@ -1460,6 +1687,24 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "DeleteUser"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn set_user(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetUserRequest>,
+        ) -> std::result::Result<tonic::Response<super::User>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Admin/SetUser");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "SetUser"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn create_key(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateKeyRequest>,
@@ -1519,7 +1764,7 @@ pub mod admin_client {
         }
         pub async fn get_policy(
             &mut self,
-            request: impl tonic::IntoRequest<super::Empty>,
+            request: impl tonic::IntoRequest<super::GetPolicyRequest>,
         ) -> std::result::Result<tonic::Response<super::Policy>, tonic::Status> {
             self.inner
                 .ready()
@@ -1574,6 +1819,89 @@ pub mod admin_client {
             );
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "CheckPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_policies(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPoliciesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.v1.Admin/ListPolicies",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.v1.Admin", "ListPolicies"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets the text of an earlier version, as a new version, with every check of a set.
+        pub async fn rollback_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackPolicyRequest>,
+        ) -> std::result::Result<tonic::Response<super::Policy>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.v1.Admin/RollbackPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.v1.Admin", "RollbackPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn ask_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Admin/AskPolicy");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "AskPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who gains and who loses what.
+        pub async fn diff_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiffPolicyRequest>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Admin/DiffPolicy");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Admin", "DiffPolicy"));
             self.inner.unary(req, path, codec).await
         }
         /// Writes a consistent copy of the database to a path on the coordinator's host.
@@ -1648,6 +1976,10 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::NodeRef>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn set_node_attribute(
+            &self,
+            request: tonic::Request<super::SetNodeAttributeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Node>, tonic::Status>;
         async fn create_user(
             &self,
             request: tonic::Request<super::CreateUserRequest>,
@@ -1667,6 +1999,10 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::UserRef>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        async fn set_user(
+            &self,
+            request: tonic::Request<super::SetUserRequest>,
+        ) -> std::result::Result<tonic::Response<super::User>, tonic::Status>;
         async fn create_key(
             &self,
             request: tonic::Request<super::CreateKeyRequest>,
@@ -1684,7 +2020,7 @@ pub mod admin_server {
         ) -> std::result::Result<tonic::Response<super::PreAuthKey>, tonic::Status>;
         async fn get_policy(
             &self,
-            request: tonic::Request<super::Empty>,
+            request: tonic::Request<super::GetPolicyRequest>,
         ) -> std::result::Result<tonic::Response<super::Policy>, tonic::Status>;
         async fn set_policy(
             &self,
@@ -1697,6 +2033,27 @@ pub mod admin_server {
             tonic::Response<super::CheckPolicyResponse>,
             tonic::Status,
         >;
+        async fn list_policies(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPoliciesResponse>,
+            tonic::Status,
+        >;
+        /// Sets the text of an earlier version, as a new version, with every check of a set.
+        async fn rollback_policy(
+            &self,
+            request: tonic::Request<super::RollbackPolicyRequest>,
+        ) -> std::result::Result<tonic::Response<super::Policy>, tonic::Status>;
+        async fn ask_policy(
+            &self,
+            request: tonic::Request<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status>;
+        /// Who gains and who loses what.
+        async fn diff_policy(
+            &self,
+            request: tonic::Request<super::DiffPolicyRequest>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status>;
         /// Writes a consistent copy of the database to a path on the coordinator's host.
         async fn backup(
             &self,
@@ -2125,6 +2482,51 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/mesh.v1.Admin/SetNodeAttribute" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetNodeAttributeSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::SetNodeAttributeRequest>
+                    for SetNodeAttributeSvc<T> {
+                        type Response = super::Node;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetNodeAttributeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_node_attribute(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetNodeAttributeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/mesh.v1.Admin/CreateUser" => {
                     #[allow(non_camel_case_types)]
                     struct CreateUserSvc<T: Admin>(pub Arc<T>);
@@ -2297,6 +2699,49 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/mesh.v1.Admin/SetUser" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetUserSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SetUserRequest>
+                    for SetUserSvc<T> {
+                        type Response = super::User;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetUserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_user(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetUserSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/mesh.v1.Admin/CreateKey" => {
                     #[allow(non_camel_case_types)]
                     struct CreateKeySvc<T: Admin>(pub Arc<T>);
@@ -2429,7 +2874,7 @@ pub mod admin_server {
                 "/mesh.v1.Admin/GetPolicy" => {
                     #[allow(non_camel_case_types)]
                     struct GetPolicySvc<T: Admin>(pub Arc<T>);
-                    impl<T: Admin> tonic::server::UnaryService<super::Empty>
+                    impl<T: Admin> tonic::server::UnaryService<super::GetPolicyRequest>
                     for GetPolicySvc<T> {
                         type Response = super::Policy;
                         type Future = BoxFuture<
@@ -2438,7 +2883,7 @@ pub mod admin_server {
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::Empty>,
+                            request: tonic::Request<super::GetPolicyRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -2540,6 +2985,180 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Admin/ListPolicies" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPoliciesSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::Empty>
+                    for ListPoliciesSvc<T> {
+                        type Response = super::ListPoliciesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Empty>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_policies(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPoliciesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Admin/RollbackPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackPolicySvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::RollbackPolicyRequest>
+                    for RollbackPolicySvc<T> {
+                        type Response = super::Policy;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::rollback_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Admin/AskPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct AskPolicySvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PolicyQuestion>
+                    for AskPolicySvc<T> {
+                        type Response = super::PolicyAnswer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PolicyQuestion>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::ask_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AskPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Admin/DiffPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiffPolicySvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::DiffPolicyRequest>
+                    for DiffPolicySvc<T> {
+                        type Response = super::PolicyAnswer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiffPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::diff_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiffPolicySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -3068,6 +3687,25 @@ pub mod local_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "Counters"));
             self.inner.unary(req, path, codec).await
         }
+        /// From this node's own netmap where it is an end, else passed on to the coordinator.
+        pub async fn ask_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Local/AskPolicy");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "AskPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn debug_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::DebugBundleRequest>,
@@ -3131,6 +3769,11 @@ pub mod local_server {
             tonic::Response<super::CountersResponse>,
             tonic::Status,
         >;
+        /// From this node's own netmap where it is an end, else passed on to the coordinator.
+        async fn ask_policy(
+            &self,
+            request: tonic::Request<super::PolicyQuestion>,
+        ) -> std::result::Result<tonic::Response<super::PolicyAnswer>, tonic::Status>;
         async fn debug_bundle(
             &self,
             request: tonic::Request<super::DebugBundleRequest>,
@@ -3455,6 +4098,49 @@ pub mod local_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CountersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Local/AskPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct AskPolicySvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::PolicyQuestion>
+                    for AskPolicySvc<T> {
+                        type Response = super::PolicyAnswer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PolicyQuestion>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::ask_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AskPolicySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -85,6 +85,7 @@ fn policy() -> impl Strategy<Value = NodePolicy> {
         .map(|n| {
             // Lines in another order than numbers: the text decides, not the number.
             let rule = Rule {
+                file: "policy".into(),
                 line: 100 - n,
                 summary: String::new(),
             };

@@ -214,6 +214,7 @@ fn entry(key: &EntryKey, entry: &Entry) -> [u8; 32] {
 fn rule(id: RuleId, rule: &Rule) -> [u8; 32] {
     Fields::of(5)
         .number(id.0)
+        .text(&rule.file)
         .number(rule.line)
         .text(&rule.summary)
         .done()

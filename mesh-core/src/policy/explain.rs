@@ -1,16 +1,37 @@
 //! What the policy says of one flow, and which rule says it.
 //!
 //! Answers people and the policy's own tests. Packets are judged from the compiled entries, and
-//! the tests hold the two against each other.
+//! the tests hold the two against each other. [`Explainer`] takes what a person writes, a node, a
+//! tag, a group, and puts the answer in words.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::classes::ClassId;
 use super::compile::CompiledPolicy;
+use super::entries;
 use crate::RuleId;
 use crate::netmap::Action;
 use crate::node::NodeId;
+
+mod ends;
+mod flow;
+mod own;
+mod reach;
+mod shown;
+mod turn;
+mod words;
+
+pub(super) use ends::End;
+pub use ends::{Explainer, Unanswerable};
+pub use flow::{AtEnd, Explanation, Judged, Reason};
+pub use own::{explain_own, what_can_i_reach, who_can_reach_me};
+pub(super) use reach::Opened;
+pub use reach::{Reach, Row};
+pub(super) use shown::rule_json;
+pub use shown::{Answer, Way};
+pub(super) use words::{place, services, some};
 
 /// The policy's word on a new flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,20 +71,34 @@ impl CompiledPolicy {
         protocol: u8,
         port: u16,
     ) -> Decision {
-        let me = self.nodes.get(&receiver);
-        let local = me.and_then(|me| longest(me.places(), dst));
         let remote = self.known(receiver, src);
-        let (Some(local), Some(remote)) = (local, remote) else {
+        let (Some(local), Some(remote)) = (self.own_class(receiver, dst), remote) else {
             return Decision::DEFAULT;
         };
+        let answer = self.answer(remote, local, protocol, port);
+        answer.map_or(Decision::DEFAULT, |answer| Decision {
+            action: answer.action,
+            rule: Some(self.rules.all[answer.rule].id),
+        })
+    }
+
+    /// What stands between two classes for one protocol and port.
+    fn answer(
+        &self,
+        src: ClassId,
+        dst: ClassId,
+        protocol: u8,
+        port: u16,
+    ) -> Option<entries::Answer> {
         self.rules
-            .answers(&self.classes[remote], &self.classes[local])
+            .answers(&self.classes[src], &self.classes[dst])
             .into_iter()
             .find(|answer| answer.protocol == protocol && answer.ports.contains(port))
-            .map_or(Decision::DEFAULT, |answer| Decision {
-                action: answer.action,
-                rule: Some(self.rules.all[answer.rule].id),
-            })
+    }
+
+    /// The class of an address that the node answers or routes for.
+    fn own_class(&self, node: NodeId, address: IpAddr) -> Option<ClassId> {
+        longest(self.nodes.get(&node)?.places(), address)
     }
 
     /// The node whose own address this is.
@@ -71,12 +106,17 @@ impl CompiledPolicy {
         self.addresses.get(&IpNet::from(address)).copied()
     }
 
+    /// The node that sends what comes from an address: who has it, or routes it.
+    fn sender(&self, src: IpAddr) -> Option<NodeId> {
+        self.owner(src).or_else(|| self.router(src))
+    }
+
     /// Where a packet of `src` for `dst` ends up in the mesh.
     fn receiver(&self, src: IpAddr, dst: IpAddr) -> Option<NodeId> {
         if let Some(owner) = self.owner(dst) {
             return Some(owner);
         }
-        let sender = self.owner(src).or_else(|| self.router(src))?;
+        let sender = self.sender(src)?;
         let peers = self.peers(sender).into_iter();
         let routed = peers.flat_map(|peer| {
             let routes = self.routes(sender, peer);

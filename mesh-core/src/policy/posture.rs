@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::node::{AttributeValue as Value, Node};
 
@@ -94,6 +95,17 @@ impl Condition {
         })
     }
 
+    /// In words, where it does not hold: what is asked for, and what was reported.
+    pub(super) fn failing(&self, attributes: &Attributes) -> Option<String> {
+        if self.holds(attributes) {
+            return None;
+        }
+        Some(match attributes.get(&self.attribute) {
+            Some(value) => format!("{self} (it is {})", written(value)),
+            None => format!("{self} (it was not reported)"),
+        })
+    }
+
     fn holds(&self, attributes: &Attributes) -> bool {
         let value = attributes.get(&self.attribute);
         match (&self.test, value) {
@@ -104,6 +116,35 @@ impl Condition {
             (Test::NotIn(list), Some(value)) => !list.contains(value),
             (Test::Compare(comparison, wanted), Some(value)) => comparison.holds(value, wanted),
         }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.attribute)?;
+        let list = |values: &[Value]| {
+            let values: Vec<String> = values.iter().map(written).collect();
+            values.join(", ")
+        };
+        match &self.test {
+            Test::IsSet => f.write_str(" IS SET"),
+            Test::NotSet => f.write_str(" NOT SET"),
+            Test::In(values) => write!(f, " IN [{}]", list(values)),
+            Test::NotIn(values) => write!(f, " NOT IN [{}]", list(values)),
+            Test::Compare(comparison, value) => {
+                let sign = COMPARISONS.iter().find(|(_, known)| known == comparison);
+                let sign = sign.map_or("", |(sign, _)| sign);
+                write!(f, " {sign} {}", written(value))
+            }
+        }
+    }
+}
+
+/// As a condition writes it.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Text(text) => format!("'{text}'"),
+        Value::Number(_) | Value::Bool(_) => value.to_string(),
     }
 }
 

@@ -84,6 +84,9 @@ impl fmt::Display for Problems {
     }
 }
 
+/// What a text is called that was given no name.
+pub(super) const UNNAMED: &str = "policy";
+
 /// More than this many would not be read.
 const MOST: usize = 50;
 
@@ -124,7 +127,7 @@ impl Complaints {
             })
             .collect();
         Err(Problems {
-            file: "policy".to_owned(),
+            file: UNNAMED.to_owned(),
             problems,
         })
     }

@@ -17,7 +17,7 @@ use crate::netmap::{self, Action, PortRange};
 
 mod edit;
 
-pub(super) use edit::Edit;
+pub(super) use edit::{Edit, services};
 
 pub(super) type RuleSlot = usize;
 
@@ -109,6 +109,8 @@ struct Spot {
 pub(super) struct Rules {
     pub(super) all: Slab<Arc<Rule>>,
     text: Arc<str>,
+    /// What the text is called.
+    file: Arc<str>,
     icmp: Icmp,
     default_posture: Vec<String>,
     /// By slot.
@@ -135,6 +137,7 @@ impl Default for Rules {
         Self {
             all: Slab::default(),
             text: Arc::from(""),
+            file: Arc::from(""),
             icmp: Icmp::default(),
             default_posture: Vec::new(),
             spots: Vec::new(),
@@ -200,6 +203,7 @@ impl Rules {
     /// A rule as people are shown it.
     pub(super) fn shown(&self, slot: RuleSlot) -> netmap::Rule {
         netmap::Rule {
+            file: Arc::clone(&self.file),
             line: self.spots[slot].line,
             summary: self.all[slot].summary.clone(),
         }

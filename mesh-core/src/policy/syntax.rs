@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::hujson::{self, Node};
-use super::problem::{Complaints, Lines, Problems, Spanned};
+use super::problem::{self, Complaints, Lines, Problems, Spanned};
 use super::selector::{self, Selector};
 use crate::node::Tag;
 
@@ -32,6 +32,7 @@ use decode::Fields;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Document {
     pub(super) text: Arc<str>,
+    pub(super) file: Arc<str>,
     pub(super) lines: Lines,
     pub(super) groups: BTreeMap<String, Spanned<Vec<Spanned<Selector>>>>,
     pub(super) hosts: BTreeMap<String, Spanned<IpNet>>,
@@ -92,6 +93,7 @@ impl Document {
         let mut complaints = Complaints::default();
         let mut document = Self {
             unrestricted: true,
+            file: problem::UNNAMED.into(),
             ..Self::default()
         };
         match hujson::parse(text) {
@@ -103,6 +105,19 @@ impl Document {
         document.lines = Lines::of(text);
         document.text = text.into();
         Ok(document)
+    }
+
+    /// The same text under the name that rules and problems are to be found by.
+    #[must_use]
+    pub fn in_file(self, name: &str) -> Self {
+        Self {
+            file: name.into(),
+            ..self
+        }
+    }
+
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// The text that was read.

@@ -10,7 +10,7 @@ use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 
 use super::{Sums, failed};
 use crate::store::rows::{self, Columns, Instance, Sum, Table, Value};
-use crate::store::{Loaded, StoreError};
+use crate::store::{Loaded, PolicyText, StoreError};
 
 pub(super) struct Contents {
     pub(super) instance: Instance,
@@ -30,7 +30,9 @@ pub(super) async fn read(
     let [row] = found.as_slice() else {
         return Err(damaged("the instance row is missing"));
     };
-    let (values, _) = checked("instance", rows::INSTANCE_COLUMNS, row)?;
+    let (values, _) = checked("instance", rows::INSTANCE_COLUMNS, row, |values| {
+        rows::sum("instance", values)
+    })?;
     let instance =
         rows::read_instance(&mut Columns::new(values)).map_err(|e| unreadable("instance", e))?;
 
@@ -82,6 +84,48 @@ pub(super) async fn read(
     })
 }
 
+/// The policies before the one in force, newest first, without their texts.
+pub(super) async fn policies(
+    connection: &mut SqliteConnection,
+    path: &Path,
+) -> Result<Vec<PolicyText>, StoreError> {
+    let select = "SELECT version, changed, file, author FROM policy_history ORDER BY version DESC";
+    let found: Vec<(i64, i64, Option<String>, Option<String>)> = sqlx::query_as(select)
+        .fetch_all(connection)
+        .await
+        .map_err(|error| failed(path, error))?;
+    let kept = found
+        .into_iter()
+        .filter_map(|(version, changed, file, author)| {
+            Some(PolicyText {
+                version: version.try_into().ok()?,
+                text: String::new(),
+                changed: UnixTime(changed.try_into().ok()?),
+                file: file.unwrap_or_default(),
+                author: author.unwrap_or_default(),
+            })
+        });
+    Ok(kept.collect())
+}
+
+/// One of them, whole, if it is kept and carries its own sum.
+pub(super) async fn policy(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    version: u64,
+) -> Result<Option<PolicyText>, StoreError> {
+    let table = &rows::POLICY_HISTORY;
+    let found = sqlx::query(table.select)
+        .bind(rows::signed(version))
+        .fetch_optional(connection)
+        .await
+        .map_err(|error| failed(path, error))?;
+    let Some(row) = found else { return Ok(None) };
+    let (values, _) = checked(table.name, table.columns, &row, |v| table.sum(v))?;
+    let policy = rows::read_policy(&mut Columns::new(values));
+    policy.map(Some).map_err(|e| unreadable(table.name, e))
+}
+
 struct Tables<'a> {
     connection: &'a mut SqliteConnection,
     path: &'a Path,
@@ -100,7 +144,7 @@ impl Tables<'_> {
         let found = found.map_err(|error| failed(self.path, error))?;
         let mut items = Vec::with_capacity(found.len());
         for row in &found {
-            let (values, sum) = checked(table.name, table.columns, row)?;
+            let (values, sum) = checked(table.name, table.columns, row, |v| table.sum(v))?;
             let Some(Value::Int(id)) = values.first() else {
                 return Err(damaged("a row has no id"));
             };
@@ -113,11 +157,16 @@ impl Tables<'_> {
 }
 
 /// The first `columns` values of a row, if the sum behind them is theirs.
-fn checked(table: &str, columns: usize, row: &SqliteRow) -> Result<(Vec<Value>, Sum), StoreError> {
+fn checked(
+    table: &str,
+    columns: usize,
+    row: &SqliteRow,
+    sum: impl FnOnce(&[Value]) -> Sum,
+) -> Result<(Vec<Value>, Sum), StoreError> {
     let broken = || damaged(&format!("a row of {table} does not have its own checksum"));
     let values: Option<Vec<Value>> = (0..columns).map(|n| value(row, n)).collect();
     let values = values.ok_or_else(broken)?;
-    let sum = rows::sum(table, &values);
+    let sum = sum(&values);
     match value(row, columns) {
         Some(Value::Blob(stored)) if stored == sum => Ok((values, sum)),
         _ => Err(broken()),

@@ -43,7 +43,7 @@ impl Edit {
 impl Rules {
     /// Whether this is what was read last.
     pub(in crate::policy) fn are_of(&self, document: &Document) -> bool {
-        Arc::ptr_eq(&self.text, &document.text)
+        Arc::ptr_eq(&self.text, &document.text) && self.file == document.file
     }
 
     /// Takes over what a new text says otherwise than the last one.
@@ -92,6 +92,7 @@ impl Rules {
             };
         }
         self.text = Arc::clone(&document.text);
+        self.file = Arc::clone(&document.file);
         self.name(&mut edit);
         for atom in atoms.iter().collect::<Vec<_>>() {
             let Some(extent) = resolver.defined(atoms.text(atom)) else {
@@ -384,7 +385,11 @@ fn via_text(tag: &Tag) -> String {
 const ECHO: [(u8, u16); 2] = [(ports::ICMP, 8), (ports::ICMPV6, 128)];
 
 /// Protocol by protocol, what the items of a rule are about.
-fn services(items: &[(Protocol, Ports)], action: Action, icmp: Icmp) -> Vec<Service> {
+pub(in crate::policy) fn services(
+    items: &[(Protocol, Ports)],
+    action: Action,
+    icmp: Icmp,
+) -> Vec<Service> {
     let mut services = BTreeSet::new();
     for (protocol, ports) in items {
         match protocol {

@@ -1,0 +1,97 @@
+//! Questions about the policy, answered from the world as it is, for both doors.
+//!
+//! Looking at every pair of kinds of nodes is arithmetic that can take a second: it runs beside the
+//! threads that serve sockets, on a world that nobody changes meanwhile.
+
+use std::sync::Arc;
+
+use mesh_api::v1;
+use mesh_core::policy::{
+    self, Answer, CompiledPolicy, Document, Explainer, Problem, Problems, Subjects, Unanswerable,
+    Way,
+};
+use mesh_core::world::World;
+use tonic::Status;
+
+use crate::registry::admin;
+use crate::world::Current;
+
+/// Answers one question about who may open what.
+pub async fn ask(
+    current: Arc<Current>,
+    question: v1::PolicyQuestion,
+) -> Result<v1::PolicyAnswer, Status> {
+    let answer = move || -> Result<Answer, Unanswerable> {
+        let explainer = Explainer::new(&current.world, &current.document, &current.compiled);
+        use v1::policy_question::Question;
+        Ok(match question.question {
+            Some(Question::Explain(flow)) => explainer.explain(&flow.src, &flow.dst)?.into(),
+            Some(Question::WhoCan(dst)) => explainer.who_can(&dst)?.answer(Way::WhoCan),
+            Some(Question::WhatCan(src)) => explainer.what_can(&src)?.answer(Way::WhatCan),
+            None => {
+                let words = "a question that this coordinator does not know: update it";
+                return Err(Unanswerable::Malformed(words.to_owned()));
+            }
+        })
+    };
+    let answer = beside(answer).await?.map_err(|error| match error {
+        Unanswerable::Malformed(words) => Status::invalid_argument(words),
+        Unanswerable::Unknown(words) => Status::not_found(words),
+    })?;
+    Ok(wire(&answer))
+}
+
+/// What is wrong with a text, and what of it has no effect.
+pub fn check(world: &World, text: &str, file: &str) -> v1::CheckPolicyResponse {
+    let problem = |problem: &Problem| v1::PolicyProblem {
+        line: problem.line,
+        column: problem.column,
+        message: problem.message.clone(),
+    };
+    let (problems, warnings) = match admin::check_policy(world, text, file) {
+        Ok(document) => (Vec::new(), document.warnings()),
+        Err(problems) => (problems.iter().cloned().collect(), Vec::new()),
+    };
+    v1::CheckPolicyResponse {
+        problems: problems.iter().map(problem).collect(),
+        warnings: warnings.iter().map(problem).collect(),
+    }
+}
+
+/// Who gains and who loses what by a new policy, which need not be the one to be set.
+pub async fn diff(
+    current: Arc<Current>,
+    request: v1::DiffPolicyRequest,
+) -> Result<v1::PolicyAnswer, Status> {
+    let compare = move || -> Result<Answer, Problems> {
+        let compiled = |file: v1::PolicyFile| -> Result<(Document, CompiledPolicy), Problems> {
+            let name = super::admin::file_name(file.file);
+            let document = admin::check_policy(&current.world, &file.text, &name)?.in_file(&name);
+            let compiled = policy::compile(&document, &Subjects::from(&current.world), None);
+            Ok((document, compiled))
+        };
+        let old = request.old.map(&compiled).transpose()?;
+        let new = compiled(request.new.unwrap_or_default())?;
+        let old = match &old {
+            Some((document, compiled)) => (document, compiled),
+            None => (&*current.document, &*current.compiled),
+        };
+        let changes = policy::diff(&current.world, old, (&new.0, &new.1));
+        Ok(policy::diff_answer(&changes))
+    };
+    let answer = beside(compare).await?;
+    let answer = answer.map_err(|problems| Status::invalid_argument(problems.to_string()))?;
+    Ok(wire(&answer))
+}
+
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| Status::internal("the answer could not be worked out"))
+}
+
+fn wire(answer: &Answer) -> v1::PolicyAnswer {
+    v1::PolicyAnswer {
+        lines: answer.lines.clone(),
+        json: answer.json.to_string(),
+    }
+}

@@ -1,0 +1,205 @@
+//! What a new policy changes, said as who gains and who loses what.
+//!
+//! Two texts can differ in every line and mean the same, so what is compared is what they come to in
+//! a given world. Nodes that neither policy can tell from each other stand for each other; what is
+//! said in the end names owners where all of their nodes are meant, else the nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use super::compile::CompiledPolicy;
+use super::explain::{Answer, End, Explainer, Opened, place, rule_json, services, some};
+use super::syntax::Document;
+use crate::netmap::{PortRange, Rule};
+use crate::node::NodeId;
+use crate::world::World;
+
+/// One thing that some may now do, or no longer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Change {
+    pub gained: bool,
+    /// The rule that opens it, or that opened it.
+    pub rule: Rule,
+    /// `tcp/22`.
+    pub services: String,
+    /// Owners, nodes, prefixes.
+    pub sources: Vec<String>,
+    pub destinations: Vec<String>,
+}
+
+/// What `new` changes of `old`, each with what it compiles to in this world.
+pub fn diff(
+    world: &World,
+    old: (&Document, &CompiledPolicy),
+    new: (&Document, &CompiledPolicy),
+) -> Vec<Change> {
+    let old = Explainer::new(world, old.0, old.1);
+    let new = Explainer::new(world, new.0, new.1);
+    let ends = joint(&old, &new);
+    // By what is gained or lost through which rule: from which ends to which.
+    let mut found: BTreeMap<(bool, Rule, String), BTreeMap<usize, BTreeSet<usize>>> =
+        BTreeMap::new();
+    for (from, src) in ends.iter().enumerate() {
+        for (to, dst) in ends.iter().enumerate() {
+            let (before, after) = (old.opened(src, dst), new.opened(src, dst));
+            if before == after {
+                continue;
+            }
+            for (gained, more, less) in [(true, &after, &before), (false, &before, &after)] {
+                for (rule, ranges) in without(more, less) {
+                    let services = services(ranges.into_iter());
+                    let pairs = found.entry((gained, rule, services)).or_default();
+                    pairs.entry(from).or_default().insert(to);
+                }
+            }
+        }
+    }
+    let mut changes = Vec::new();
+    for ((gained, rule, services), pairs) in found {
+        // Sources that gain or lose the same are told of together.
+        let mut by_destinations: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();
+        for (from, to) in pairs {
+            by_destinations.entry(to).or_default().insert(from);
+        }
+        for (to, from) in by_destinations {
+            changes.push(Change {
+                gained,
+                rule: rule.clone(),
+                services: services.clone(),
+                sources: new.described(&ends, &from),
+                destinations: new.described(&ends, &to),
+            });
+        }
+    }
+    changes
+}
+
+/// The changes as lines and as JSON, what is lost first.
+pub fn diff_answer(changes: &[Change]) -> Answer {
+    let line = |change: &Change| {
+        let Change {
+            gained,
+            rule,
+            services,
+            sources,
+            destinations,
+        } = change;
+        let sources = some(sources.iter().cloned());
+        let destinations = some(destinations.iter().cloned());
+        let at = place(rule);
+        match gained {
+            true => format!("+ {sources} may now open {services} to {destinations} ({at})"),
+            false => {
+                format!("- {sources} may no longer open {services} to {destinations} (was {at})")
+            }
+        }
+    };
+    let value = |change: &Change| {
+        json!({
+            "change": if change.gained { "gained" } else { "lost" },
+            "sources": change.sources,
+            "services": change.services,
+            "destinations": change.destinations,
+            "rule": rule_json(&change.rule),
+        })
+    };
+    Answer {
+        lines: changes.iter().map(line).collect(),
+        json: json!({"changes": changes.iter().map(value).collect::<Vec<_>>()}),
+    }
+}
+
+/// Ends that both policies judge alike throughout.
+fn joint(old: &Explainer<'_>, new: &Explainer<'_>) -> Vec<End> {
+    let mut nodes: BTreeMap<_, Vec<NodeId>> = BTreeMap::new();
+    for id in new.ids() {
+        nodes
+            .entry((old.kind(id), new.kind(id)))
+            .or_default()
+            .push(id);
+    }
+    let mut ends: Vec<End> = nodes.into_values().map(|ids| new.of_nodes(ids)).collect();
+    ends.sort_by_key(|end| end.nodes.first().copied());
+    let nets: BTreeSet<_> = old
+        .pieces()
+        .into_keys()
+        .chain(new.pieces().into_keys())
+        .collect();
+    ends.extend(End::behind(&nets));
+    ends
+}
+
+/// What `more` opens beyond `less`, whichever rule opens it there.
+fn without(more: &Opened, less: &Opened) -> BTreeMap<Rule, BTreeSet<(u8, PortRange)>> {
+    let mut known: BTreeMap<u8, BTreeSet<PortRange>> = BTreeMap::new();
+    for (protocol, ports) in less.values().flatten() {
+        known.entry(*protocol).or_default().insert(*ports);
+    }
+    let mut beyond: BTreeMap<Rule, BTreeSet<(u8, PortRange)>> = BTreeMap::new();
+    for (rule, ranges) in more {
+        for (protocol, ports) in ranges {
+            let holes = known.get(protocol).into_iter().flatten();
+            for rest in cut(*ports, holes) {
+                beyond
+                    .entry(rule.clone())
+                    .or_default()
+                    .insert((*protocol, rest));
+            }
+        }
+    }
+    beyond
+}
+
+/// What ascending `holes` leave of a range.
+fn cut<'a>(range: PortRange, holes: impl Iterator<Item = &'a PortRange>) -> Vec<PortRange> {
+    let mut rest = Vec::new();
+    let mut at = u32::from(range.first);
+    let last = u32::from(range.last);
+    let mut keep = |first: u32, last: u32| {
+        if let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last))
+            && first <= last
+        {
+            rest.push(PortRange { first, last });
+        }
+    };
+    for hole in holes {
+        let (first, end) = (u32::from(hole.first), u32::from(hole.last));
+        if end < at || first > last {
+            continue;
+        }
+        if first > at {
+            keep(at, first - 1);
+        }
+        at = at.max(end + 1);
+    }
+    if at <= last {
+        keep(at, last);
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_cut_out_of_a_range() {
+        let range = |first, last| PortRange { first, last };
+        let check = |of, holes: &[PortRange], rest: &[PortRange]| {
+            assert_eq!(cut(of, holes.iter()), rest);
+        };
+        check(range(1, 10), &[], &[range(1, 10)]);
+        check(
+            range(1, 10),
+            &[range(3, 4), range(6, 99)],
+            &[range(1, 2), range(5, 5)],
+        );
+        check(range(1, 10), &[range(0, 65535)], &[]);
+        check(
+            PortRange::ALL,
+            &[range(0, 21), range(23, 65535)],
+            &[range(22, 22)],
+        );
+    }
+}
