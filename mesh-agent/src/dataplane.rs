@@ -16,6 +16,7 @@ use mesh_common::maps::Count;
 use mesh_common::{Direction, DropReason, RuleId};
 
 mod attach;
+mod clock;
 mod counters;
 mod events;
 mod guard;

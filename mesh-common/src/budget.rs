@@ -39,6 +39,17 @@ impl Bucket {
         self.ahead(now) <= rate.tolerance.cast_signed()
     }
 
+    #[inline(always)]
+    pub const fn is_full(self, now: u64) -> bool {
+        self.ahead(now) <= 0
+    }
+
+    /// Less than half full.
+    #[inline(always)]
+    pub const fn is_low(self, now: u64, rate: &Rate) -> bool {
+        self.ahead(now) > rate.tolerance.cast_signed() / 2
+    }
+
     /// The bucket with one token less, whether it had one or not.
     #[inline(always)]
     pub const fn taken(self, now: u64, rate: &Rate) -> Self {
@@ -67,6 +78,16 @@ pub struct PeerLoad {
     pub events: Bucket,
     /// Against [`ICMP_ERRORS`].
     pub errors: Bucket,
+}
+
+impl PeerLoad {
+    /// Nothing that the next packet could not make anew.
+    pub fn is_idle(&self, now: u64) -> bool {
+        let [ingress, egress] = self.new;
+        [ingress, egress, self.events, self.errors]
+            .iter()
+            .all(|bucket| bucket.is_full(now))
+    }
 }
 
 /// The value of `peer_freed`, which only the agent writes: what must be taken from

@@ -121,6 +121,10 @@ pub enum Stage {
 
 const SECOND: u64 = 1_000_000_000;
 
+/// How long after programs came to a host without any flow they take running connections for granted,
+/// if policy allows them. Clients that are quiet for longer connect again.
+pub const PICKUP: u64 = 60 * SECOND;
+
 /// Linux waits 2 h before the first keepalive and gives up 11 min later (tcp(7)); an idle connection
 /// must outlive both.
 pub const TCP_IDLE: u64 = 8_000 * SECOND;
@@ -155,31 +159,22 @@ impl FlowState {
 
     /// Nanoseconds without a packet after which the flow is forgotten.
     #[inline(always)]
-    pub const fn timeout(&self, key_proto: u8, stage: Stage) -> u64 {
+    pub const fn timeout(&self, key_proto: u8) -> u64 {
+        let is_confirmed = self.flags & flags::CONFIRMED != 0;
         match key_proto {
-            proto::TCP => {
-                if self.flags & flags::RESET != 0 {
-                    TCP_RESET
-                } else if self.is_closing() {
-                    TCP_CLOSED
-                } else {
-                    match stage {
-                        Stage::HalfOpen => TCP_NEW,
-                        Stage::Established => TCP_IDLE,
-                    }
-                }
-            }
+            proto::TCP if self.flags & flags::RESET != 0 => TCP_RESET,
+            proto::TCP if self.is_closing() => TCP_CLOSED,
+            proto::TCP if is_confirmed => TCP_IDLE,
+            proto::TCP => TCP_NEW,
             proto::ICMP | proto::ICMPV6 => ECHO,
-            _ => match stage {
-                Stage::HalfOpen => DATAGRAM_NEW,
-                Stage::Established => DATAGRAM_IDLE,
-            },
+            _ if is_confirmed => DATAGRAM_IDLE,
+            _ => DATAGRAM_NEW,
         }
     }
 
     #[inline(always)]
-    pub const fn is_expired(&self, key_proto: u8, stage: Stage, now: u64) -> bool {
-        is_older(now, self.last_seen, self.timeout(key_proto, stage))
+    pub const fn is_expired(&self, key_proto: u8, now: u64) -> bool {
+        is_older(now, self.last_seen, self.timeout(key_proto))
     }
 }
 

@@ -96,7 +96,10 @@ pub const ID_EXACT_CAPACITY: u32 = 65_536;
 pub const ID_CIDR_CAPACITY: u32 = 16_384;
 /// Rows of one policy; memory is taken only for what is there.
 pub const POLICY_CAPACITY: u32 = 262_144;
+/// Half-open flows, and at least as many established ones.
 pub const FLOW_CAPACITY: u32 = 65_536;
+/// Established flows, however much memory there is: a sweep over them takes two seconds.
+pub const MAX_FLOW_CAPACITY: u32 = 1 << 20;
 pub const FRAGMENT_CAPACITY: u32 = 8_192;
 /// Rules that one node's policy names; memory is taken only for what is there.
 pub const RULE_CAPACITY: u32 = 65_536;

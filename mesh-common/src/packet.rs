@@ -56,10 +56,19 @@ pub enum Kind {
     EchoReply,
     /// An ICMP error; [`Facts::key`] is the flow that it speaks of.
     IcmpError,
+    /// The ICMP error that a path's MTU is found by.
+    PacketTooBig,
     /// ICMP that neither asks nor reports: judged one by one, never remembered.
     Single,
     /// A fragment without ports of its own; decided by what its first fragment left behind.
     LaterFragment,
+}
+
+impl Kind {
+    #[inline(always)]
+    pub const fn is_error(self) -> bool {
+        matches!(self, Self::IcmpError | Self::PacketTooBig)
+    }
 }
 
 /// Whether, and how, a packet is a part of a greater one.
@@ -90,6 +99,22 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Of a packet of which nobody can say whose it is.
+    #[inline(always)]
+    pub const fn unreadable(direction: Direction) -> Self {
+        Self {
+            key: FlowKey::NONE,
+            remote: FlowKey::NONE.remote,
+            direction,
+            kind: Kind::Single,
+            tcp: 0,
+            fragment: Fragment::Whole,
+            port: 0,
+            transport: 0,
+            fragment_id: 0,
+        }
+    }
+
     /// Under which the first fragment leaves its ports, and later ones look for them.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey {
@@ -151,10 +176,112 @@ pub fn parse<B: Bytes>(bytes: &B, direction: Direction) -> Result<Facts, DropRea
         transport: at as u16,
         fragment_id: network.fragment_id,
     };
-    if matches!(upper.kind, Kind::IcmpError) {
+    if upper.kind.is_error() {
         facts.key = embedded(bytes, direction, &network.destination, icmp, at + 8)?;
     }
     Ok(facts)
+}
+
+/// Reads a packet as most are: IPv4 without options and whole, or IPv6 without extension headers, and
+/// in it TCP or UDP. Asks `then` about its flow, its kind and its TCP flags as [`parse`] would give
+/// them. False for any other packet, which only [`parse`] can tell apart.
+///
+/// Both families ask for themselves: where their ways met, a compiler would have to keep two addresses
+/// in more registers than BPF has.
+#[inline(always)]
+pub fn usual<B: Bytes>(
+    bytes: &B,
+    direction: Direction,
+    then: impl Fn(&FlowKey, Kind, u8) -> bool,
+) -> bool {
+    let Some([first]) = bytes.words::<0, 1>() else {
+        return false;
+    };
+    match u32::from_be(first) >> 24 {
+        0x45 => {
+            let Some(h) = bytes.words::<0, 6>() else {
+                return false;
+            };
+            if u32::from_be(h[1]) & 0x3fff != 0 {
+                return false;
+            }
+            let network = Network {
+                source: Address::from_v4_word(h[3]),
+                destination: Address::from_v4_word(h[4]),
+                proto: (u32::from_be(h[2]) >> 16) as u8,
+                fragment: Fragment::Whole,
+                fragment_id: 0,
+            };
+            usual_transport::<B, 24, 32>(bytes, direction, &network, h[5], then)
+        }
+        0x60..=0x6f => {
+            let Some(h) = bytes.words::<0, 11>() else {
+                return false;
+            };
+            let network = Network {
+                source: Address::from_words([h[2], h[3], h[4], h[5]]),
+                destination: Address::from_words([h[6], h[7], h[8], h[9]]),
+                proto: (u32::from_be(h[1]) >> 8) as u8,
+                fragment: Fragment::Whole,
+                fragment_id: 0,
+            };
+            if network.source.is_mapped() || network.destination.is_mapped() {
+                return false;
+            }
+            usual_transport::<B, 44, 52>(bytes, direction, &network, h[10], then)
+        }
+        _ => false,
+    }
+}
+
+/// `LENGTH` is where UDP has its length, `FLAGS` where TCP has the word with its flags.
+#[inline(always)]
+fn usual_transport<B: Bytes, const LENGTH: usize, const FLAGS: usize>(
+    bytes: &B,
+    direction: Direction,
+    network: &Network,
+    ports: u32,
+    then: impl Fn(&FlowKey, Kind, u8) -> bool,
+) -> bool {
+    let (kind, tcp) = match network.proto {
+        proto::TCP => {
+            let Some([word]) = bytes.words::<FLAGS, 1>() else {
+                return false;
+            };
+            let word = u32::from_be(word);
+            if word >> 28 < 5 {
+                return false;
+            }
+            (Kind::Tcp, (word >> 16) as u8)
+        }
+        proto::UDP if bytes.words::<LENGTH, 1>().is_some() => (Kind::Datagram, 0),
+        _ => return false,
+    };
+    let upper = Upper::with_ports(kind, ports);
+    let (remote, local, remote_port, local_port) = match direction {
+        Direction::Ingress => (
+            network.source,
+            network.destination,
+            upper.source,
+            upper.destination,
+        ),
+        Direction::Egress => (
+            network.destination,
+            network.source,
+            upper.destination,
+            upper.source,
+        ),
+    };
+    let key = FlowKey {
+        remote,
+        local,
+        remote_port: Be16::new(remote_port),
+        local_port: Be16::new(local_port),
+        proto: network.proto,
+        pad: 0,
+        pad2: 0,
+    };
+    then(&key, kind, tcp)
 }
 
 /// Where the transport header lies; the constants let it be read by [`Bytes::words`].
@@ -382,10 +509,10 @@ fn transport<B: Bytes, T: Transport>(bytes: &B, network: &Network, icmp: u8, at:
     if !is_icmp {
         return Upper::with_ports(Kind::Datagram, word);
     }
-    let message = (u32::from_be(word) >> 24) as u8;
-    match icmp_kind(icmp, message) {
+    let word = u32::from_be(word);
+    match icmp_kind(icmp, (word >> 24) as u8, (word >> 16) as u8) {
         Some(kind) => Upper {
-            port: message as u16,
+            port: (word >> 24) as u16,
             source: (u32::from_be(rest) >> 16) as u16,
             ..Upper::of(kind)
         },
@@ -431,11 +558,12 @@ fn key(direction: Direction, network: &Network, upper: &Upper) -> FlowKey {
 
 /// RFC 792, RFC 4443. `None`: nothing in a mesh may send it.
 #[inline(always)]
-const fn icmp_kind(icmp: u8, message: u8) -> Option<Kind> {
+const fn icmp_kind(icmp: u8, message: u8, code: u8) -> Option<Kind> {
     if icmp == proto::ICMP {
         match message {
             8 => Some(Kind::EchoRequest),
             0 => Some(Kind::EchoReply),
+            3 if code == 4 => Some(Kind::PacketTooBig),
             3 | 4 | 11 | 12 => Some(Kind::IcmpError),
             // Redirect, router advertisement and solicitation: nobody in the mesh is a router of ours.
             5 | 9 | 10 => None,
@@ -445,7 +573,8 @@ const fn icmp_kind(icmp: u8, message: u8) -> Option<Kind> {
         match message {
             128 => Some(Kind::EchoRequest),
             129 => Some(Kind::EchoReply),
-            1..=4 => Some(Kind::IcmpError),
+            2 => Some(Kind::PacketTooBig),
+            1 | 3 | 4 => Some(Kind::IcmpError),
             // Router and neighbour discovery, redirect: the mesh has no link to discover.
             133..=137 => None,
             _ => Some(Kind::Single),
@@ -475,7 +604,7 @@ fn embedded<B: Bytes>(
         Upper::with_ports(Kind::Datagram, word)
     } else if network.proto == icmp {
         let [word, rest] = bytes.words_at::<2>(at).ok_or(BAD)?;
-        match icmp_kind(icmp, (u32::from_be(word) >> 24) as u8) {
+        match icmp_kind(icmp, (u32::from_be(word) >> 24) as u8, 0) {
             Some(kind @ (Kind::EchoRequest | Kind::EchoReply)) => Upper {
                 source: (u32::from_be(rest) >> 16) as u16,
                 ..Upper::of(kind)

@@ -22,6 +22,18 @@ pub const fn opens(tcp: u8) -> bool {
     tcp & (SYN | ACK | RST | FIN) == SYN
 }
 
+/// An acknowledgement with or without data, as nearly all packets are: it changes nothing.
+#[inline(always)]
+pub const fn is_plain(tcp: u8) -> bool {
+    tcp & (SYN | ACK | RST | FIN) == ACK
+}
+
+/// A packet of a connection that both ends have agreed on, and that goes on.
+#[inline(always)]
+pub const fn is_running(tcp: u8) -> bool {
+    tcp & (SYN | ACK | RST) == ACK
+}
+
 /// Which end of the flow a packet comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {

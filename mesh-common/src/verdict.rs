@@ -2,8 +2,11 @@
 //!
 //! [`decide`] is a function of what the packet says, of the time and of what the tables hold; it
 //! changes nothing. What must be remembered goes out as an [`Effect`], so a dry run is a run whose
-//! effect nobody carries out.
+//! effect nobody carries out. Its first question, [`continues`], is all that most packets need, and
+//! the kernel asks it by itself.
 
+use crate::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, Rate};
+use crate::event::EventKind;
 use crate::flow::{
     FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags, is_older,
 };
@@ -92,6 +95,8 @@ reasons! {
         "The flow was allowed once and the policy that stands now denies it.";
     Guarded = 25, "guarded",
         "A packet for this node's mesh address that came in outside the mesh (CVE-2019-14899).";
+    IcmpErrorRate = 26, "icmp error rate",
+        "More ICMP errors about standing flows than one peer may send: a flood, or a broken router.";
 }
 
 impl DropReason {
@@ -116,6 +121,14 @@ pub trait Lookup {
     fn identity(&self, address: &Address) -> IdentityEntry;
     /// The longest prefix that matches, or [`PolicyEntry::NONE`].
     fn policy(&self, key: &PolicyKey) -> PolicyEntry;
+    /// Against [`NEW_FLOWS`].
+    fn new_flows(&self, peer: u32, opened: Direction) -> Bucket;
+    /// Whether flows that were opened so have taken the peer's share of the established ones.
+    fn is_share_taken(&self, peer: u32, opened: Direction) -> bool;
+    /// Against [`ICMP_ERRORS`].
+    fn icmp_errors(&self, peer: u32) -> Bucket;
+    /// [`crate::maps::Config::pickup_until`].
+    fn pickup_until(&self) -> u64;
 }
 
 /// What must be remembered of this packet. Flat, because a compiler copies an absent payload as
@@ -130,6 +143,10 @@ pub enum Effect {
     /// Put [`Verdict::state`] under [`Facts::key`] into this table, and out of the other.
     WriteHalfOpen,
     WriteEstablished,
+    /// A new flow with [`Verdict::state`], which costs its peer a token of [`NEW_FLOWS`].
+    Open,
+    /// An ICMP error, which costs its peer a token of [`ICMP_ERRORS`].
+    Report,
 }
 
 impl Effect {
@@ -162,6 +179,8 @@ pub struct Verdict {
     pub remote: Identity,
     pub local: Identity,
     pub effect: Effect,
+    /// What the agent should hear of it.
+    pub event: Option<EventKind>,
     pub state: FlowState,
 }
 
@@ -181,6 +200,7 @@ impl Verdict {
     const fn refuse(reason: DropReason, judged: &Judged) -> Self {
         Self {
             drop: Some(reason),
+            event: Some(EventKind::Denied),
             ..Self::pass(judged, Effect::Nothing)
         }
     }
@@ -193,6 +213,7 @@ impl Verdict {
             remote: judged.remote,
             local: judged.local,
             effect,
+            event: None,
             state: FlowState {
                 last_seen: 0,
                 generation: 0,
@@ -254,10 +275,9 @@ impl Judged {
     }
 }
 
-/// May a flow be opened in this direction? Identities first: whoever is unknown never meets
-/// [`Identity::ANY`].
+/// Who talks to whom. Whoever is unknown never meets [`Identity::ANY`].
 #[inline(always)]
-fn judge(tables: &impl Lookup, key: &FlowKey, opened: Direction, port: u16) -> Judged {
+fn ends(tables: &impl Lookup, key: &FlowKey) -> Judged {
     let remote = tables.identity(&key.remote);
     let mut judged = Judged {
         remote: remote.identity,
@@ -276,22 +296,22 @@ fn judge(tables: &impl Lookup, key: &FlowKey, opened: Direction, port: u16) -> J
     judged.local = local.identity;
     if !local.is_known() {
         judged.drop = Some(DropReason::UnknownLocal);
-        return judged;
     }
-    let ask = |remote| {
-        tables.policy(&PolicyKey::new(
-            remote,
-            local.identity,
-            opened,
-            key.proto,
-            port,
-        ))
-    };
-    (judged.drop, judged.rule) = precedence(ask(remote.identity), ask(Identity::ANY));
     judged
 }
 
-/// The port that policy saw when the flow was opened.
+/// May a flow between these ends be opened in this direction?
+#[inline(always)]
+fn ask(tables: &impl Lookup, ends: &Judged, proto: u8, opened: Direction, port: u16) -> Judged {
+    let mut judged = *ends;
+    if judged.drop.is_none() {
+        let row = |remote| tables.policy(&PolicyKey::new(remote, ends.local, opened, proto, port));
+        (judged.drop, judged.rule) = precedence(row(ends.remote), row(Identity::ANY));
+    }
+    judged
+}
+
+/// The port that policy sees when the flow is opened.
 #[inline(always)]
 fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
     match key.proto {
@@ -321,6 +341,33 @@ pub fn complete(facts: &mut Facts, now: u64, tables: &impl Lookup) -> Result<(),
     }
 }
 
+/// Does an established flow simply go on? Then the packet passes, and nothing is remembered of it but
+/// its time and its size.
+#[inline(always)]
+pub fn continues(
+    kind: Kind,
+    proto: u8,
+    tcp: u8,
+    now: u64,
+    generation: u32,
+    state: &FlowState,
+) -> bool {
+    const CHANGED: u32 = flags::DENIED | flags::RESET;
+    const BOTH: u32 = flags::FIN_OPENER | flags::FIN_RESPONDER;
+    let plain = match kind {
+        Kind::Tcp => tcp::is_plain(tcp),
+        Kind::Datagram | Kind::EchoRequest | Kind::EchoReply => true,
+        _ => false,
+    };
+    plain
+        && generation != 0
+        && state.generation == generation
+        && state.flags & (flags::CONFIRMED | flags::REPLIED | CHANGED)
+            == flags::CONFIRMED | flags::REPLIED
+        && state.flags & BOTH != BOTH
+        && !state.is_expired(proto, now)
+}
+
 /// Judges one packet, [`complete`]d. `now` is in nanoseconds of the clock that stamped the flows.
 #[inline(always)]
 pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
@@ -329,6 +376,23 @@ pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     }
     let mut stage = Stage::Established;
     let mut found = alive(tables, stage, &facts.key, now);
+    if let Some(state) = found
+        && continues(
+            facts.kind,
+            facts.key.proto,
+            facts.tcp,
+            now,
+            tables.generation(),
+            &state,
+        )
+    {
+        let mut verdict = Verdict::pass(&Judged::remembered(&state), Effect::TouchEstablished);
+        verdict.state = FlowState {
+            last_seen: now,
+            ..state
+        };
+        return verdict;
+    }
     if found.is_none() {
         stage = Stage::HalfOpen;
         found = alive(tables, stage, &facts.key, now);
@@ -338,13 +402,17 @@ pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     {
         return verdict;
     }
-    unknown(facts, now, tables)
+    if opens(facts) {
+        unknown(facts, now, tables)
+    } else {
+        stray(facts, now, tables)
+    }
 }
 
 #[inline(always)]
 fn alive(tables: &impl Lookup, stage: Stage, key: &FlowKey, now: u64) -> Option<FlowState> {
     let state = tables.flow(stage, key)?;
-    (!state.is_expired(key.proto, stage, now)).then_some(state)
+    (!state.is_expired(key.proto, now)).then_some(state)
 }
 
 /// A packet whose flow is in a table, or an ICMP error that speaks of one. `None`: it wants to open a
@@ -360,11 +428,13 @@ fn known(
     if matches!(facts.kind, Kind::Tcp) && tcp::opens(facts.tcp) && state.is_closing() {
         return None;
     }
+    let opened = state.opened();
     let mut next = *state;
     let stale = state.generation != tables.generation();
     if stale {
-        let opened = state.opened();
-        let judged = judge(tables, &facts.key, opened, policy_port(&facts.key, opened));
+        let ends = ends(tables, &facts.key);
+        let port = policy_port(&facts.key, opened);
+        let judged = ask(tables, &ends, facts.key.proto, opened, port);
         next.generation = tables.generation();
         next.rule = judged.rule;
         next.remote = judged.remote;
@@ -376,7 +446,7 @@ fn known(
         };
     }
     let judged = Judged::remembered(&next);
-    let from = if facts.direction as u8 == next.opened() as u8 {
+    let from = if facts.direction as u8 == opened as u8 {
         End::Opener
     } else {
         End::Responder
@@ -387,15 +457,18 @@ fn known(
             return None;
         }
         let mut verdict = Verdict::refuse(DropReason::Revoked, &judged);
-        if stale && !matches!(facts.kind, Kind::IcmpError) {
+        if stale && !facts.kind.is_error() {
             verdict.effect = Effect::write(stage);
             verdict.state = next;
+            if state.flags & flags::DENIED == 0 {
+                verdict.event = Some(EventKind::Revoked);
+            }
         }
         return Some(verdict);
     }
     let mut confirms = false;
     match facts.kind {
-        Kind::IcmpError => return Some(error(facts, &judged, tables)),
+        Kind::IcmpError | Kind::PacketTooBig => return Some(error(facts, now, &judged, tables)),
         Kind::Tcp => match tcp::step(next.flags, from, facts.tcp) {
             Some(step) => {
                 next.flags = step.flags;
@@ -415,27 +488,54 @@ fn known(
     if state.flags & flags::RESET == 0 {
         next.last_seen = now;
     }
-    let effect = match stage {
-        Stage::HalfOpen if confirms => Effect::WriteEstablished,
-        _ if stale => Effect::write(stage),
-        _ => Effect::touch(stage),
+    let first = confirms && state.flags & flags::CONFIRMED == 0;
+    if first {
+        next.flags |= flags::CONFIRMED;
+    }
+    let moves = matches!(stage, Stage::HalfOpen)
+        && confirms
+        && (first || is_new_second(state.last_seen, now))
+        && !tables.is_share_taken(next.peer, opened);
+    let effect = if moves {
+        Effect::WriteEstablished
+    } else if stale || first {
+        Effect::write(stage)
+    } else {
+        Effect::touch(stage)
     };
-    Some(Verdict {
-        state: next,
-        ..Verdict::pass(&judged, effect)
-    })
+    let mut verdict = Verdict::pass(&judged, effect);
+    if state.flags & flags::DENIED != 0 {
+        verdict.event = Some(EventKind::Opened);
+    } else if first {
+        verdict.event = Some(EventKind::Confirmed);
+    } else if next.is_closing() && !state.is_closing() {
+        verdict.event = Some(EventKind::Closed);
+    }
+    verdict.state = next;
+    Some(verdict)
 }
 
-/// An ICMP error about a flow that stands: only the node at its far end may report on it.
+/// A flow that found no room among the established asks again about once a second.
 #[inline(always)]
-fn error(facts: &Facts, judged: &Judged, tables: &impl Lookup) -> Verdict {
-    if matches!(facts.direction, Direction::Ingress) {
-        let sender = tables.identity(&facts.remote);
-        if !sender.is_known() || sender.peer != judged.peer {
-            return Verdict::refuse(DropReason::IcmpErrorForeign, judged);
-        }
+const fn is_new_second(then: u64, now: u64) -> bool {
+    then >> 30 != now >> 30
+}
+
+/// An ICMP error about a flow that stands: only the node at its far end may report on it, and only so
+/// often. That a packet was too big is true whoever noticed, and without it the flow would hang.
+#[inline(always)]
+fn error(facts: &Facts, now: u64, judged: &Judged, tables: &impl Lookup) -> Verdict {
+    if matches!(facts.kind, Kind::PacketTooBig) || matches!(facts.direction, Direction::Egress) {
+        return Verdict::pass(judged, Effect::Nothing);
     }
-    Verdict::pass(judged, Effect::Nothing)
+    let sender = tables.identity(&facts.remote);
+    if !sender.is_known() || sender.peer != judged.peer {
+        return Verdict::refuse(DropReason::IcmpErrorForeign, judged);
+    }
+    if !tables.icmp_errors(judged.peer).has(now, &ICMP_ERRORS) {
+        return Verdict::refuse(DropReason::IcmpErrorRate, judged);
+    }
+    Verdict::pass(judged, Effect::Report)
 }
 
 /// Could this packet be the first of a flow?
@@ -444,35 +544,141 @@ fn opens(facts: &Facts) -> bool {
     match facts.kind {
         Kind::Tcp => tcp::opens(facts.tcp),
         Kind::Datagram | Kind::EchoRequest | Kind::Single => true,
-        Kind::EchoReply | Kind::IcmpError | Kind::LaterFragment => false,
+        Kind::EchoReply | Kind::IcmpError | Kind::PacketTooBig | Kind::LaterFragment => false,
     }
 }
 
-/// A packet without a flow: it opens one that policy allows, or it is dropped.
+/// A flow that begins, as far as we know it.
+#[inline(always)]
+fn open(judged: &Judged, opened: Direction, flags: u32, now: u64, tables: &impl Lookup) -> Verdict {
+    let mut verdict = Verdict::pass(judged, Effect::Open);
+    verdict.event = Some(EventKind::Opened);
+    verdict.state.last_seen = now;
+    verdict.state.generation = tables.generation();
+    verdict.state.flags = match opened {
+        Direction::Ingress => flags,
+        Direction::Egress => flags | flags::OPENED_EGRESS,
+    };
+    verdict
+}
+
+/// A packet that opens a flow which policy allows, or is dropped. Without a token for a flow it passes
+/// for itself, and so does our answer to one that did.
 #[inline(always)]
 fn unknown(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
-    if !opens(facts) {
-        return Verdict::refused(match facts.kind {
-            Kind::IcmpError => DropReason::IcmpErrorUnknownFlow,
-            _ => DropReason::NoFlow,
-        });
-    }
     if facts.key.remote.is_multicast() || facts.key.local.is_multicast() {
         return Verdict::refused(DropReason::Multicast);
     }
-    let judged = judge(tables, &facts.key, facts.direction, facts.port);
-    if let Some(reason) = judged.drop {
-        return Verdict::refuse(reason, &judged);
+    let ends = ends(tables, &facts.key);
+    let judged = ask(tables, &ends, facts.key.proto, facts.direction, facts.port);
+    match judged.drop {
+        None if matches!(facts.kind, Kind::Single) => Verdict::pass(&judged, Effect::Nothing),
+        None => {
+            let tokens = tables.new_flows(judged.peer, facts.direction);
+            if tokens.has(now, rate(facts.direction)) {
+                open(&judged, facts.direction, 0, now, tables)
+            } else {
+                Verdict::pass(&judged, Effect::Nothing)
+            }
+        }
+        Some(reason) => {
+            if matches!(facts.kind, Kind::Datagram)
+                && let Some(answer) = answer(facts, now, &ends, tables)
+            {
+                return answer;
+            }
+            Verdict::refuse(reason, &judged)
+        }
     }
-    if matches!(facts.kind, Kind::Single) {
-        return Verdict::pass(&judged, Effect::Nothing);
+}
+
+/// A packet in the middle of a flow that we do not know: we may have come after it began, or have had
+/// no room for it.
+#[inline(always)]
+fn stray(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
+    if facts.kind.is_error() {
+        return Verdict::refused(DropReason::IcmpErrorUnknownFlow);
     }
-    let mut verdict = Verdict::pass(&judged, Effect::WriteHalfOpen);
-    verdict.state.last_seen = now;
-    verdict.state.generation = tables.generation();
-    verdict.state.flags = match facts.direction {
-        Direction::Ingress => 0,
-        Direction::Egress => flags::OPENED_EGRESS,
-    };
-    verdict
+    let ends = ends(tables, &facts.key);
+    let refused = Verdict::refuse(DropReason::NoFlow, &ends);
+    if ends.drop.is_some() {
+        return refused;
+    }
+    let running = matches!(facts.kind, Kind::Tcp) && tcp::is_running(facts.tcp);
+    let picks_up = running && is_older(tables.pickup_until(), now, 0);
+    if picks_up || is_strained(ends.peer, facts.direction, now, tables) {
+        let opened = facts.direction;
+        let port = policy_port(&facts.key, opened);
+        let judged = ask(tables, &ends, facts.key.proto, opened, port);
+        if judged.drop.is_none() {
+            return resume(&judged, opened, running, now, tables);
+        }
+    }
+    let opened = facts.direction.reverse();
+    if picks_up {
+        let port = policy_port(&facts.key, opened);
+        let judged = ask(tables, &ends, facts.key.proto, opened, port);
+        if judged.drop.is_none() {
+            return resume(&judged, opened, running, now, tables);
+        }
+    } else if let Some(answer) = answer(facts, now, &ends, tables) {
+        return answer;
+    }
+    refused
+}
+
+/// Makes a running TCP flow anew, if there is a token for it.
+#[inline(always)]
+fn resume(
+    judged: &Judged,
+    opened: Direction,
+    running: bool,
+    now: u64,
+    tables: &impl Lookup,
+) -> Verdict {
+    if running && tables.new_flows(judged.peer, opened).has(now, rate(opened)) {
+        open(
+            judged,
+            opened,
+            flags::REPLIED | flags::CONFIRMED,
+            now,
+            tables,
+        )
+    } else {
+        Verdict::pass(judged, Effect::Nothing)
+    }
+}
+
+/// Our answer to a flow of which nothing is remembered, because its peer opens too many. The peer's
+/// own packets never pass as answers: that would let it in wherever we may go out.
+#[inline(always)]
+fn answer(facts: &Facts, now: u64, ends: &Judged, tables: &impl Lookup) -> Option<Verdict> {
+    if matches!(facts.direction, Direction::Ingress)
+        || ends.drop.is_some()
+        || !is_strained(ends.peer, Direction::Ingress, now, tables)
+    {
+        return None;
+    }
+    let port = policy_port(&facts.key, Direction::Ingress);
+    let judged = ask(tables, ends, facts.key.proto, Direction::Ingress, port);
+    judged
+        .drop
+        .is_none()
+        .then(|| Verdict::pass(&judged, Effect::Nothing))
+}
+
+/// Whether some of the peer's flows may have found no room: its share is taken, or it has lately used
+/// its tokens faster than they come.
+#[inline(always)]
+fn is_strained(peer: u32, opened: Direction, now: u64, tables: &impl Lookup) -> bool {
+    tables.new_flows(peer, opened).is_low(now, rate(opened)) || tables.is_share_taken(peer, opened)
+}
+
+/// Of [`NEW_FLOWS`].
+#[inline(always)]
+pub const fn rate(opened: Direction) -> &'static Rate {
+    match opened {
+        Direction::Ingress => &NEW_FLOWS[0],
+        Direction::Egress => &NEW_FLOWS[1],
+    }
 }

@@ -1,53 +1,91 @@
 //! One packet of the mesh device: read, judged, remembered, counted.
+//!
+//! Nearly every packet belongs to an established flow and has its headers where they usually are, so
+//! [`run`] asks that question first, in one look-up, and leaves everything else to [`judge`].
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use mesh_common::flow::{FlowKey, FragmentEntry};
+use mesh_common::event::{EventKind, Explanation};
+use mesh_common::flow::FragmentEntry;
 use mesh_common::maps::Config;
 use mesh_common::packet::{self, Fragment, Kind};
-use mesh_common::verdict::complete;
-use mesh_common::{Direction, DropReason, Effect, Facts, Verdict, decide, tcp};
+use mesh_common::verdict::{complete, continues};
+use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
-use crate::maps::{CFG, FRAG, SCRATCH, Scratch};
-use crate::skb::Skb;
-use crate::tables::{Meta, Tables};
-use crate::{DROP, L2, NEXT, mss, stats};
+use crate::maps::{Asked, CFG, CT_EST, FRAG, SCRATCH, Scratch};
+use crate::meta::Meta;
+use crate::skb::{Linear, Skb};
+use crate::tables::{self, Tables};
+use crate::{DROP, L2, NEXT, events, mss, stats};
 
 #[inline(always)]
 pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
     let Some(config) = CFG.get(0) else {
         return DROP;
     };
-    // SAFETY: a field of the context that the kernel lets classifiers read.
-    let segments = unsafe { (*ctx.skb.skb).gso_segs };
-    let meta = Meta {
-        // SAFETY: takes no argument.
-        now: unsafe { bpf_ktime_get_coarse_ns() },
-        bytes: u64::from(ctx.len()) - AT as u64,
-        segments: if segments == 0 { 1 } else { segments },
-        direction,
-    };
+    let generation = config.generation;
+    let goes_on = packet::usual(&Linear::<AT>(ctx), direction, |key, kind, tcp| {
+        let Some(entry) = CT_EST.get_ptr_mut(key) else {
+            return false;
+        };
+        let meta = Meta::new(ctx, AT, direction, config);
+        // SAFETY: the pointer that the look-up returned.
+        unsafe {
+            let state = &(*entry).state;
+            if !continues(kind, key.proto, tcp, meta.now, generation, state) {
+                return false;
+            }
+            tables::touch(entry, &meta, meta.now);
+        }
+        stats::passed(&meta);
+        true
+    });
+    if goes_on {
+        return NEXT;
+    }
+    judge::<AT>(ctx, config, direction)
+}
+
+/// Every other packet.
+#[inline(never)]
+fn judge<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direction) -> i32 {
+    let meta = &Meta::new(ctx, AT, direction, config);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return DROP;
     };
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
-    let Scratch { facts, verdict } = unsafe { &mut *scratch };
-    if let Some(reason) = read(&Skb::<AT>::new(ctx), direction, facts) {
-        return unreadable(config, reason, &meta);
+    let Scratch {
+        facts,
+        verdict,
+        entry,
+        asked,
+    } = unsafe { &mut *scratch };
+    *asked = Asked::nothing();
+    let tables = Tables::new(config, asked);
+    if read(&Skb::<AT>::new(ctx), direction, facts, verdict) {
+        // SAFETY: written, as nothing was refused.
+        reach(
+            unsafe { facts.assume_init_mut() },
+            meta.now,
+            &tables,
+            verdict,
+        );
     }
-    // SAFETY: written, as nothing was refused.
-    let facts = unsafe { facts.assume_init_mut() };
-    let mut place = MaybeUninit::uninit();
-    let tables = Tables::new(&mut place, config.generation);
-    let refused = judge(facts, meta.now, tables, verdict);
     // SAFETY: always written.
-    let verdict = unsafe { verdict.assume_init_ref() };
-    tables.carry_out(facts, verdict, &meta);
-    stats::count(verdict, &meta);
-    if refused.is_some() {
-        stats::report(&facts.key, facts.tcp, verdict, &meta);
+    let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_ref()) };
+    tables.carry_out(facts, verdict, meta, entry);
+    stats::count(verdict, meta);
+    match verdict.event {
+        None => {}
+        Some(EventKind::Denied) => {
+            events::deny(&facts.key, facts.port, facts.tcp, verdict, meta);
+        }
+        Some(kind) => {
+            events::flow(kind, &facts.key, verdict, meta, entry);
+        }
+    }
+    if !verdict.passes() {
         if config.flags & Config::LOG != 0 {
             stats::log(facts, verdict);
         }
@@ -59,19 +97,58 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
     if matches!(facts.kind, Kind::Tcp) && facts.tcp & tcp::SYN != 0 {
         clamp::<AT>(ctx, config, facts);
     }
-    if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::WriteHalfOpen) {
+    if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::Open) {
         stats::log(facts, verdict);
     }
     NEXT
 }
 
-/// A packet of which nobody can say whose it is.
-#[inline(never)]
-fn unreadable(config: &Config, reason: DropReason, meta: &Meta) -> i32 {
-    let verdict = Verdict::refused(reason);
-    stats::count(&verdict, meta);
-    stats::report(&FlowKey::NONE, 0, &verdict, meta);
-    drop(config)
+/// What [`judge`] would do, written over the packet's first bytes; nothing is remembered or counted.
+#[inline(always)]
+pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
+    let Some(config) = CFG.get(0) else {
+        return DROP;
+    };
+    let meta = Meta::new(ctx, 0, direction, config);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return DROP;
+    };
+    // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+    let Scratch {
+        facts,
+        verdict,
+        asked,
+        ..
+    } = unsafe { &mut *scratch };
+    *asked = Asked::nothing();
+    let tables = Tables::new(config, asked);
+    if read(&Skb::<0>::new(ctx), direction, facts, verdict) {
+        // SAFETY: written, as nothing was refused.
+        reach(
+            unsafe { facts.assume_init_mut() },
+            meta.now,
+            &tables,
+            verdict,
+        );
+    }
+    // SAFETY: always written.
+    let verdict = unsafe { verdict.assume_init_ref() };
+    let explanation = Explanation {
+        rule: verdict.rule,
+        remote: verdict.remote,
+        local: verdict.local,
+        reason: stats::number(verdict),
+        flags: match verdict.effect {
+            Effect::TouchEstablished | Effect::TouchHalfOpen => Explanation::KNOWN,
+            Effect::Open => Explanation::REMEMBERED,
+            _ => 0,
+        },
+        pad: 0,
+    };
+    match ctx.store(0, &explanation, 0) {
+        Ok(()) => NEXT,
+        Err(_) => DROP,
+    }
 }
 
 /// Only from a device that is ours to drop from.
@@ -88,33 +165,40 @@ fn drop(config: &Config) -> i32 {
 // return numbers and write the rest, because what a function without a number leaves in the return
 // register may be a pointer to the stack, which a verifier does not let out.
 
+/// False if the packet is refused because it cannot be read.
 #[inline(never)]
 fn read<const AT: usize>(
     skb: &Skb<'_, AT>,
     direction: Direction,
     facts: &mut MaybeUninit<Facts>,
-) -> Option<DropReason> {
+    verdict: &mut MaybeUninit<Verdict>,
+) -> bool {
     match packet::parse(skb, direction) {
         Ok(read) => {
             facts.write(read);
-            None
+            true
         }
-        Err(reason) => Some(reason),
+        Err(reason) => {
+            facts.write(Facts::unreadable(direction));
+            verdict.write(Verdict::refused(reason));
+            false
+        }
     }
 }
 
 #[inline(never)]
-fn judge(
+fn reach(
     facts: &mut Facts,
     now: u64,
-    tables: &Tables,
+    tables: &Tables<'_>,
     verdict: &mut MaybeUninit<Verdict>,
-) -> Option<DropReason> {
-    let judged = match complete(facts, now, tables) {
+) -> u32 {
+    let reached = match complete(facts, now, tables) {
         Ok(()) => decide(facts, now, tables),
         Err(reason) => Verdict::refused(reason),
     };
-    verdict.write(judged).drop
+    verdict.write(reached);
+    0
 }
 
 /// Ethernet carries more than IP; what is not IP is none of our business there.

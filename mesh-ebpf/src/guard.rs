@@ -5,14 +5,14 @@
 //! underlay and pass; what the host sends to itself goes over loopback, which carries no guard.
 
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes_relative};
+use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
 
-use crate::maps::ID_EXACT;
-use crate::tables::Meta;
-use crate::{DROP, NEXT, stats};
+use crate::maps::{CFG, ID_EXACT};
+use crate::meta::Meta;
+use crate::{DROP, NEXT, events, stats};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {
@@ -51,15 +51,11 @@ pub fn run(ctx: &TcContext) -> i32 {
         pad: 0,
         pad2: 0,
     };
-    let meta = Meta {
-        // SAFETY: takes no argument.
-        now: unsafe { bpf_ktime_get_coarse_ns() },
-        bytes: u64::from(ctx.len()),
-        segments: 1,
-        direction: Direction::Ingress,
-    };
-    stats::count(&verdict, &meta);
-    stats::report(&key, 0, &verdict, &meta);
+    if let Some(config) = CFG.get(0) {
+        let meta = Meta::new(ctx, 0, Direction::Ingress, config);
+        stats::count(&verdict, &meta);
+        events::deny(&key, 0, 0, &verdict, &meta);
+    }
     DROP
 }
 

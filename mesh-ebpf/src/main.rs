@@ -10,9 +10,11 @@
     reason = "atomic addition: core has no AtomicU64 for a target without compare-and-swap"
 )]
 
+mod events;
 mod filter;
 mod guard;
 mod maps;
+mod meta;
 mod mss;
 mod skb;
 mod stats;
@@ -52,6 +54,27 @@ pub fn mesh_in_l2(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn mesh_eg_l2(ctx: TcContext) -> i32 {
     filter::run_ethernet(&ctx, Direction::Egress)
+}
+
+/// What [`mesh_in`] would do with a packet, by BPF_PROG_TEST_RUN: attached nowhere.
+#[classifier]
+pub fn why_in(ctx: TcContext) -> i32 {
+    filter::explain(&ctx, Direction::Ingress)
+}
+
+/// What [`mesh_eg`] would do.
+#[classifier]
+pub fn why_eg(ctx: TcContext) -> i32 {
+    filter::explain(&ctx, Direction::Egress)
+}
+
+/// Writes the counter of ticks over a packet's first bytes, by BPF_PROG_TEST_RUN.
+#[classifier]
+pub fn ticks(ctx: TcContext) -> i32 {
+    match ctx.store(0, &meta::ticks(), 0) {
+        Ok(()) => NEXT,
+        Err(_) => DROP,
+    }
 }
 
 /// Ingress of every interface but the mesh's own and loopback.

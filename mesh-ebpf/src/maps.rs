@@ -1,5 +1,6 @@
 //! Every map of the packet path. Names, sizes and layouts come from mesh-common.
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -7,7 +8,7 @@ use aya_ebpf::btf_maps::{ArrayOfMaps, LpmTrie};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
-use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::{Address, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
@@ -78,7 +79,38 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 pub struct Scratch {
     pub facts: MaybeUninit<Facts>,
     pub verdict: MaybeUninit<Verdict>,
+    /// The flow as it is after the packet, where something is to be written or told.
+    pub entry: FlowEntry,
+    pub asked: Asked,
+}
+
+/// What look-ups have found, and what those answer that find nothing: here a verifier takes both for
+/// the same.
+pub struct Asked {
+    /// Whether the table holds the flow, alive or not.
+    pub established: Cell<bool>,
+    pub half_open: Cell<bool>,
+    pub nobody: IdentityEntry,
+    pub no_row: PolicyEntry,
+}
+
+// SAFETY: it lies in a map of which every CPU has its own.
+unsafe impl Sync for Asked {}
+
+impl Asked {
+    pub const fn nothing() -> Self {
+        Self {
+            established: Cell::new(false),
+            half_open: Cell::new(false),
+            nobody: IdentityEntry::UNKNOWN,
+            no_row: PolicyEntry::NONE,
+        }
+    }
 }
 
 #[map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// An event while it is written.
+#[map(name = "event")]
+pub static EVENT: PerCpuArray<FlowEvent> = PerCpuArray::with_max_entries(1, 0);

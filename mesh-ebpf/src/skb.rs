@@ -1,8 +1,9 @@
 //! A socket buffer, read by direct access where the offset is constant.
 //!
-//! Direct access sees the linear part only, so [`Skb::new`] first makes sure that every header of
-//! constant offset lies in it. Variable offsets go through a helper: cheaper than teaching a verifier
-//! arithmetic on packet pointers, and rare.
+//! Direct access sees the linear part only. [`Linear`] is content with that, and reads nothing at a
+//! variable offset: the parser, compiled for it, is what most packets need and no more. [`Skb`] reads
+//! everything: it first makes sure that every header of constant offset is there, and leaves variable
+//! offsets to a helper: cheaper than teaching a verifier arithmetic on packet pointers, and rare.
 
 use aya_ebpf::programs::TcContext;
 use mesh_common::packet::Bytes;
@@ -35,8 +36,39 @@ impl<'a, const AT: usize> Skb<'a, AT> {
 impl<const AT: usize> Bytes for Skb<'_, AT> {
     #[inline(always)]
     fn words<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        let start = self.ctx.data() + AT + OFFSET;
-        if start + N * 4 > self.ctx.data_end() {
+        Linear::<AT>(self.ctx).words::<OFFSET, N>()
+    }
+
+    #[inline(always)]
+    fn words_at<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
+        self.ctx.load::<[u32; N]>(AT + at).ok()
+    }
+}
+
+pub struct Linear<'a, const AT: usize>(pub &'a TcContext);
+
+impl<const AT: usize> Linear<'_, AT> {
+    /// Start and end. Volatile, or the compiler reads them once in a caller and hands them down, and
+    /// what was a packet's pointer there is a number of 32 bits here.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let skb = self.0.skb.skb;
+        // SAFETY: fields of the context.
+        unsafe {
+            (
+                (&raw const (*skb).data).read_volatile() as usize,
+                (&raw const (*skb).data_end).read_volatile() as usize,
+            )
+        }
+    }
+}
+
+impl<const AT: usize> Bytes for Linear<'_, AT> {
+    #[inline(always)]
+    fn words<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
+        let (data, end) = self.bounds();
+        let start = data + AT + OFFSET;
+        if start + N * 4 > end {
             return None;
         }
         // SAFETY: the bounds were checked above. The kernel aligns IP headers to four bytes, and
@@ -45,7 +77,7 @@ impl<const AT: usize> Bytes for Skb<'_, AT> {
     }
 
     #[inline(always)]
-    fn words_at<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
-        self.ctx.load::<[u32; N]>(AT + at).ok()
+    fn words_at<const N: usize>(&self, _: usize) -> Option<[u32; N]> {
+        None
     }
 }

@@ -1,13 +1,20 @@
-//! Counters by reason and rule, events, and aya-log.
+//! Counters by reason and rule, and aya-log.
 
 use aya_log_ebpf::info;
-use mesh_common::event::{EventKind, FlowEvent};
-use mesh_common::flow::FlowKey;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Effect, Facts, Verdict};
 
-use crate::maps::{EVENT_LOST, EVENTS, REASON_CTR, RULE_CTR};
-use crate::tables::Meta;
+use crate::maps::{REASON_CTR, RULE_CTR};
+use crate::meta::Meta;
+
+/// What [`count`] does for a packet that passes and that no rule is asked for.
+#[inline(always)]
+pub fn passed(meta: &Meta) {
+    if let Some(count) = REASON_CTR.get_ptr_mut(maps::reason_slot(None, meta.direction)) {
+        // SAFETY: the slot of this CPU, on which nothing else of ours runs meanwhile.
+        unsafe { add(count, meta) };
+    }
+}
 
 /// Every packet counts by outcome. Rules count the flows that they admitted and the packets that they
 /// refused; what an admitted flow carries is in its own entry, which saves the second look-up here.
@@ -18,7 +25,7 @@ pub fn count(verdict: &Verdict, meta: &Meta) {
         unsafe { add(count, meta) };
     }
     let decides = match verdict.effect {
-        Effect::WriteHalfOpen => true,
+        Effect::Open => true,
         _ => !verdict.passes(),
     };
     if decides && verdict.rule.0 != 0 {
@@ -38,37 +45,8 @@ unsafe fn add(count: *mut Count, meta: &Meta) {
     }
 }
 
-/// Tells the agent of a dropped packet.
-#[inline(never)]
-pub fn report(key: &FlowKey, tcp: u8, verdict: &Verdict, meta: &Meta) {
-    let Some(mut event) = EVENTS.reserve::<FlowEvent>(0) else {
-        if let Some(count) = EVENT_LOST.get_ptr_mut(EventKind::Denied as u32) {
-            // SAFETY: the slot of this CPU.
-            unsafe { *count += 1 };
-        }
-        return;
-    };
-    event.write(FlowEvent {
-        time: meta.now,
-        first: meta.now,
-        bytes: [meta.bytes, meta.bytes],
-        packets: [u64::from(meta.segments), u64::from(meta.segments)],
-        key: *key,
-        remote: verdict.remote,
-        local: verdict.local,
-        rule: verdict.rule,
-        peer: verdict.state.peer,
-        kind: EventKind::Denied as u8,
-        direction: meta.direction as u8,
-        reason: number(verdict),
-        tcp,
-        length: meta.bytes as u32,
-    });
-    event.submit(0);
-}
-
 #[inline(always)]
-fn number(verdict: &Verdict) -> u8 {
+pub fn number(verdict: &Verdict) -> u8 {
     match verdict.drop {
         Some(reason) => reason as u8,
         None => maps::PASSED,

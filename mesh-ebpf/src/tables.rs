@@ -3,80 +3,102 @@
 //! The generation is read once, before any look-up, and stamped into whatever is written: a swap of
 //! the policy in between makes the entry stale, never wrong.
 
-use core::cell::Cell;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::mem::MaybeUninit;
-use core::ptr;
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
-use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage};
+use mesh_common::budget::{Bucket, ICMP_ERRORS, PeerLoad};
+use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use mesh_common::maps::Config;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::verdict::{Lookup, STICKY};
+use mesh_common::verdict::{Lookup, STICKY, rate};
 use mesh_common::{
     Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
-use crate::maps::{CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, POL};
+use crate::maps::{Asked, CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
+use crate::meta::Meta;
 
-pub struct Tables {
+pub struct Tables<'a> {
     generation: u32,
-    /// Entries that a look-up has found, so that its effect needs no second one.
-    established: Cell<*mut FlowEntry>,
-    half_open: Cell<*mut FlowEntry>,
+    config: &'a Config,
+    asked: &'a Asked,
 }
 
-impl Tables {
-    /// In place and by volatile writes, or the compiler makes it a call of memset, which writes byte by
-    /// byte: the verifier then no longer sees that a pointer of eight such bytes is null.
+impl<'a> Tables<'a> {
     #[inline(always)]
-    pub fn new(place: &mut MaybeUninit<Self>, generation: u32) -> &mut Self {
-        let new = place.as_mut_ptr();
-        // SAFETY: every field is written, through pointers to a variable that we hold alone.
-        unsafe {
-            (&raw mut (*new).generation).write_volatile(generation);
-            (&raw mut (*new).established).write_volatile(Cell::new(ptr::null_mut()));
-            (&raw mut (*new).half_open).write_volatile(Cell::new(ptr::null_mut()));
-            place.assume_init_mut()
+    pub fn new(config: &'a Config, asked: &'a Asked) -> Self {
+        Self {
+            generation: config.generation,
+            config,
+            asked,
         }
     }
 
     /// Remembers what the verdict wants remembered. A full table forgets, which costs the flow its
-    /// state and grants nobody anything.
+    /// state and grants nobody anything. `entry` is the flow afterwards, if the verdict has an event.
     #[inline(always)]
-    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta) {
+    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
         match verdict.effect {
             Effect::Nothing => {}
-            Effect::TouchEstablished => touch(self.established.get(), facts, verdict, meta),
-            Effect::TouchHalfOpen => touch(self.half_open.get(), facts, verdict, meta),
-            Effect::WriteEstablished => self.write(Stage::Established, facts, verdict, meta),
-            Effect::WriteHalfOpen => self.write(Stage::HalfOpen, facts, verdict, meta),
+            Effect::TouchEstablished => grow(CT_EST.get_ptr_mut(&facts.key), verdict, meta, entry),
+            Effect::TouchHalfOpen => grow(CT_NEW.get_ptr_mut(&facts.key), verdict, meta, entry),
+            Effect::WriteEstablished | Effect::WriteHalfOpen | Effect::Open => {
+                self.write(facts, verdict, meta, entry);
+            }
+            Effect::Report => {
+                if let Some(load) = load(verdict.state.peer) {
+                    // SAFETY: the pointer that the look-up returned.
+                    unsafe { (*load).errors = (*load).errors.taken(meta.now, &ICMP_ERRORS) };
+                }
+            }
         }
     }
 
     #[inline(never)]
-    fn write(&self, stage: Stage, facts: &Facts, verdict: &Verdict, meta: &Meta) {
-        let (established, half_open) = (self.established.get(), self.half_open.get());
-        let mut entry = FlowEntry {
+    fn write(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) -> u32 {
+        let (established, half_open) = (self.asked.established.get(), self.asked.half_open.get());
+        let opened = verdict.state.opened();
+        let mut stage = Stage::HalfOpen;
+        *entry = FlowEntry {
             state: verdict.state,
             packets: [0; 2],
             bytes: [0; 2],
             opened: meta.now,
         };
-        let continues = match stage {
-            Stage::Established if established.is_null() => half_open,
-            Stage::Established => established,
-            Stage::HalfOpen if established.is_null() => half_open,
-            Stage::HalfOpen => ptr::null_mut(),
-        };
-        if !continues.is_null() {
-            // SAFETY: a pointer that a look-up of this program run returned.
-            unsafe {
-                entry.packets = (*continues).packets;
-                entry.bytes = (*continues).bytes;
-                entry.opened = (*continues).opened;
+        if matches!(verdict.effect, Effect::Open) {
+            if let Some(load) = load(verdict.state.peer) {
+                // SAFETY: the pointer that the look-up returned.
+                unsafe {
+                    let tokens = &mut (*load).new[opened as usize & 1];
+                    *tokens = tokens.taken(meta.now, rate(opened));
+                }
+            }
+            // One that was running already.
+            if verdict.state.flags & flags::CONFIRMED != 0
+                && !self.is_share_taken(verdict.state.peer, opened)
+            {
+                stage = Stage::Established;
+            }
+        } else {
+            if matches!(verdict.effect, Effect::WriteEstablished) {
+                stage = Stage::Established;
+            }
+            let before = if established {
+                CT_EST.get_ptr(&facts.key)
+            } else {
+                CT_NEW.get_ptr(&facts.key)
+            };
+            if let Some(before) = before {
+                // SAFETY: the pointer that the look-up returned.
+                unsafe {
+                    entry.packets = (*before).packets;
+                    entry.bytes = (*before).bytes;
+                    entry.opened = (*before).opened;
+                }
             }
         }
-        match facts.direction {
+        match meta.direction {
             Direction::Ingress => {
                 entry.packets[0] += meta.segments;
                 entry.bytes[0] += meta.bytes;
@@ -86,52 +108,78 @@ impl Tables {
                 entry.bytes[1] += meta.bytes;
             }
         }
-        match stage {
-            Stage::Established => {
-                if CT_EST.insert(&facts.key, &entry, 0).is_ok() {
-                    if !half_open.is_null() {
-                        let _ = CT_NEW.remove(&facts.key);
-                    }
-                } else {
-                    // No room among the confirmed: it stays with the half-open, and passes.
-                    let _ = CT_NEW.insert(&facts.key, &entry, 0);
-                }
+        if matches!(stage, Stage::Established) && CT_EST.insert(&facts.key, &*entry, 0).is_ok() {
+            if !established {
+                held(verdict.state.peer, opened, 1);
             }
-            Stage::HalfOpen => {
-                let _ = CT_NEW.insert(&facts.key, &entry, 0);
-                if !established.is_null() {
-                    let _ = CT_EST.remove(&facts.key);
-                }
+            if half_open {
+                let _ = CT_NEW.remove(&facts.key);
+            }
+        } else {
+            let _ = CT_NEW.insert(&facts.key, &*entry, 0);
+            if established && CT_EST.remove(&facts.key).is_ok() {
+                held(verdict.state.peer, opened, u32::MAX);
             }
         }
+        0
     }
 }
 
-/// What is known of a buffer before its headers are read.
-#[derive(Clone, Copy)]
-pub struct Meta {
-    pub now: u64,
-    pub bytes: u64,
-    /// GSO and GRO carry many packets in one.
-    pub segments: u32,
-    pub direction: Direction,
-}
-
-/// In place, so only what grants nothing if the entry has become another flow's meanwhile.
+/// Counts a flow in or, by the greatest number, out.
 #[inline(always)]
-fn touch(entry: *mut FlowEntry, facts: &Facts, verdict: &Verdict, meta: &Meta) {
-    if entry.is_null() {
-        return;
-    }
-    // SAFETY: a pointer that a look-up of this program run returned. Other CPUs may write too:
-    // times race to nearly the same value, counters are atomic, flags are only ever added.
-    unsafe {
-        (*entry).state.last_seen = verdict.state.last_seen;
-        let added = verdict.state.flags & STICKY & !(*entry).state.flags;
-        if added != 0 {
-            (*entry).state.flags |= added;
+fn held(peer: u32, opened: Direction, by: u32) {
+    if let Some(load) = load(peer) {
+        // SAFETY: the pointer that the look-up returned.
+        unsafe {
+            let added = match opened {
+                Direction::Ingress => &raw mut (*load).added[0],
+                Direction::Egress => &raw mut (*load).added[1],
+            };
+            atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(added, by);
         }
-        let (packets, bytes) = match facts.direction {
+    }
+}
+
+/// The peer's load, made if it has none yet.
+#[inline(never)]
+pub fn load(peer: u32) -> Option<*mut PeerLoad> {
+    if let Some(load) = PEER_LOAD.get_ptr_mut(&peer) {
+        return Some(load);
+    }
+    let none = PeerLoad::default();
+    let _ = PEER_LOAD.insert(&peer, &none, u64::from(BPF_NOEXIST));
+    PEER_LOAD.get_ptr_mut(&peer)
+}
+
+/// [`touch`], and what else the packet has changed.
+#[inline(always)]
+fn grow(found: Option<*mut FlowEntry>, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
+    let Some(found) = found else {
+        return;
+    };
+    // SAFETY: the pointer that a look-up returned. Flags are only ever added.
+    unsafe {
+        touch(found, meta, verdict.state.last_seen);
+        let added = verdict.state.flags & STICKY & !(*found).state.flags;
+        if added != 0 {
+            (*found).state.flags |= added;
+        }
+        if verdict.event.is_some() {
+            *entry = *found;
+        }
+    }
+}
+
+/// In place, so only what grants nothing if the entry has become another flow's meanwhile. Other CPUs
+/// may write too: times race to nearly the same value, counters are atomic.
+///
+/// SAFETY: `entry` is a pointer that a look-up of this program run returned.
+#[inline(always)]
+pub unsafe fn touch(entry: *mut FlowEntry, meta: &Meta, now: u64) {
+    // SAFETY: the caller's word.
+    unsafe {
+        (*entry).state.last_seen = now;
+        let (packets, bytes) = match meta.direction {
             Direction::Ingress => (&raw mut (*entry).packets[0], &raw mut (*entry).bytes[0]),
             Direction::Egress => (&raw mut (*entry).packets[1], &raw mut (*entry).bytes[1]),
         };
@@ -142,18 +190,15 @@ fn touch(entry: *mut FlowEntry, facts: &Facts, verdict: &Verdict, meta: &Meta) {
 
 /// Who stands behind an address: its own entry, else the longest prefix's.
 #[inline(always)]
-pub fn identity(address: &Address) -> IdentityEntry {
+fn identity<'a>(address: &Address, nobody: &'a IdentityEntry) -> &'a IdentityEntry {
     // SAFETY: the entry is copied at once; user space replaces entries whole.
     if let Some(entry) = unsafe { ID_EXACT.get(address) } {
-        return *entry;
+        return entry;
     }
-    match ID_CIDR.get(Key::new(128, *address)) {
-        Some(entry) => *entry,
-        None => IdentityEntry::UNKNOWN,
-    }
+    ID_CIDR.get(Key::new(128, *address)).unwrap_or(nobody)
 }
 
-impl Lookup for Tables {
+impl Lookup for Tables<'_> {
     #[inline(always)]
     fn generation(&self) -> u32 {
         self.generation
@@ -161,12 +206,12 @@ impl Lookup for Tables {
 
     #[inline(always)]
     fn flow(&self, stage: Stage, key: &FlowKey) -> Option<FlowState> {
-        let (found, slot) = match stage {
-            Stage::Established => (CT_EST.get_ptr_mut(key)?, &self.established),
-            Stage::HalfOpen => (CT_NEW.get_ptr_mut(key)?, &self.half_open),
+        let (found, asked) = match stage {
+            Stage::Established => (CT_EST.get_ptr(key)?, &self.asked.established),
+            Stage::HalfOpen => (CT_NEW.get_ptr(key)?, &self.asked.half_open),
         };
-        slot.set(found);
-        // SAFETY: the pointer that the look-up returned, and not null.
+        asked.set(true);
+        // SAFETY: the pointer that the look-up returned.
         Some(unsafe { (*found).state })
     }
 
@@ -178,18 +223,63 @@ impl Lookup for Tables {
 
     #[inline(always)]
     fn identity(&self, address: &Address) -> IdentityEntry {
-        identity(address)
+        *identity(address, &self.asked.nobody)
     }
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
-        let Some(policy) = POL.get(0) else {
-            return PolicyEntry::NONE;
-        };
-        let key = Key::new(PolicyPrefix::EXACT, *key);
-        match policy.get(&key) {
-            Some(entry) => *entry,
-            None => PolicyEntry::NONE,
+        let mut entry = &self.asked.no_row;
+        if let Some(policy) = POL.get(0) {
+            let key = Key::new(PolicyPrefix::EXACT, *key);
+            entry = policy.get(&key).unwrap_or(entry);
         }
+        *entry
+    }
+
+    #[inline(always)]
+    fn new_flows(&self, peer: u32, opened: Direction) -> Bucket {
+        match PEER_LOAD.get_ptr(&peer) {
+            // SAFETY: the pointer that the look-up returned.
+            Some(load) => unsafe {
+                match opened {
+                    Direction::Ingress => (*load).new[0],
+                    Direction::Egress => (*load).new[1],
+                }
+            },
+            None => Bucket::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
+        let Some(load) = PEER_LOAD.get_ptr(&peer) else {
+            return false;
+        };
+        let freed = PEER_FREED.get_ptr(&peer);
+        // SAFETY: pointers that look-ups returned.
+        let held = unsafe {
+            let (added, freed) = match opened {
+                Direction::Ingress => {
+                    ((*load).added[0], freed.map_or(0, |freed| (*freed).freed[0]))
+                }
+                Direction::Egress => ((*load).added[1], freed.map_or(0, |freed| (*freed).freed[1])),
+            };
+            added.wrapping_sub(freed).cast_signed()
+        };
+        held >= self.config.peer_flows.cast_signed()
+    }
+
+    #[inline(always)]
+    fn icmp_errors(&self, peer: u32) -> Bucket {
+        match PEER_LOAD.get_ptr(&peer) {
+            // SAFETY: the pointer that the look-up returned.
+            Some(load) => unsafe { (*load).errors },
+            None => Bucket::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn pickup_until(&self) -> u64 {
+        self.config.pickup_until
     }
 }

@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::{TestRun, TestRunOptions};
 use mesh_agent::dataplane::{Dataplane, Options};
 use mesh_common::DropReason;
+use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerLoad, Rate};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
-use mesh_common::maps::{self, Count};
+use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
 
+use crate::oracle::Strain;
 use crate::scratch::Bpffs;
 
 /// TEST_RUN refuses shorter packets.
@@ -24,6 +26,8 @@ const DROP: u32 = 2;
 pub(crate) struct Kernel {
     pub(crate) bpffs: Bpffs,
     pub(crate) dataplane: Option<Dataplane>,
+    /// Whether running connections are taken up: the agent's own minute would end within a test.
+    pub(crate) picks_up: bool,
 }
 
 impl Kernel {
@@ -33,6 +37,7 @@ impl Kernel {
         let mut kernel = Self {
             bpffs,
             dataplane: None,
+            picks_up: false,
         };
         kernel.start();
         kernel
@@ -66,6 +71,27 @@ impl Kernel {
         self.dataplane()
             .apply(tables)
             .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::new(error)));
+        self.pick_up(self.picks_up);
+    }
+
+    pub(crate) fn pick_up(&mut self, picks_up: bool) {
+        self.picks_up = picks_up;
+        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
+        let mut cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
+        let mut config = cfg.get(&0, 0).unwrap();
+        config.pickup_until = if picks_up { now() + FAR } else { 0 };
+        cfg.set(0, config, 0).unwrap();
+    }
+
+    /// Makes the peer be as far as that with what it may open, or we may open to it.
+    pub(crate) fn strain(&self, peer: u32, opened: Direction, strain: Option<Strain>) {
+        let mut loads: HashMap<_, u32, PeerLoad> = self.pinned(maps::PEER_LOAD);
+        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
+        let cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
+        let share = cfg.get(&0, 0).unwrap().peer_flows;
+        loads
+            .insert(peer, load(opened, strain, now(), share), 0)
+            .unwrap();
     }
 
     /// Whether the program lets the packet pass; and the packet as it comes out.
@@ -153,6 +179,35 @@ impl Kernel {
         map.try_into().unwrap()
     }
 }
+
+/// Nanoseconds that no test takes.
+const FAR: u64 = 1 << 42;
+
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// What a peer under such a strain has used.
+pub(crate) fn load(opened: Direction, strain: Option<Strain>, now: u64, share: u32) -> PeerLoad {
+    let mut load = PeerLoad::default();
+    let way = opened as usize;
+    // Buckets are emptied as packets do it, and beyond.
+    let drained = |rate: &Rate, tokens: u64| {
+        (0..tokens).fold(Bucket::default(), |bucket, _| bucket.taken(now, rate))
+    };
+    match strain {
+        None => {}
+        Some(Strain::Low) => load.new[way] = drained(&NEW_FLOWS[way], BURST[way] * 3 / 4),
+        Some(Strain::Empty) => load.new[way] = drained(&NEW_FLOWS[way], BURST[way] * 2),
+        Some(Strain::Share) => load.added[way] = share,
+        Some(Strain::Errors) => load.errors = drained(&ICMP_ERRORS, 5_000),
+    }
+    load
+}
+
+/// Of [`NEW_FLOWS`].
+const BURST: [u64; 2] = [4_096, 16_384];
 
 /// `$MESH_EBPF_OBJECT` takes the place of the embedded object.
 pub(crate) fn options(bpffs: &Bpffs) -> Options {

@@ -71,6 +71,7 @@ async fn watch(args: Args) -> Result<()> {
     let options = Options {
         pin_dir: bpffs.folder("load"),
         object_path: args.object,
+        flow_capacity: None,
         log: true,
         foreign: Some(Foreign {
             ethernet: link == Link::Ethernet,

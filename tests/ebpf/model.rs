@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use mesh_agent::dataplane::software::Engine;
+use mesh_agent::dataplane::software::{Engine, SHARE};
+use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
 use mesh_core::desired::MTU;
 use mesh_core::netmap::Netmap;
 
-use crate::kernel::{Kernel, SHORTEST};
-use crate::oracle::{Oracle, Outcome};
+use crate::kernel::{self, Kernel, SHORTEST};
+use crate::oracle::{Oracle, Outcome, Strain};
 use crate::packet::{Body, Packet};
 use crate::random::{self, Random};
 
@@ -56,6 +57,25 @@ fn play(seed: u64, judge: &mut impl Judge) -> BTreeMap<&'static str, u64> {
         if random.one_in(PACKETS / 6) {
             judge.restart();
         }
+        if random.one_in(100) {
+            oracle.is_new_here = random.one_in(3);
+            judge.pick_up(oracle.is_new_here);
+        }
+        if random.one_in(40) {
+            let whom = (2 + random.below(4) as u32, random.pick(&Direction::ALL));
+            if oracle.strains.remove(&whom).is_some() {
+                judge.strain(whom, None);
+            } else {
+                // One strain of a peer at a time: they are written together.
+                let other = (whom.0, whom.1.reverse());
+                oracle.strains.remove(&other);
+                oracle.strains.insert(whom, random.pick(&STRAINS));
+            }
+        }
+        // Tokens come back while a test runs.
+        for (whom, strain) in &oracle.strains {
+            judge.strain(*whom, Some(*strain));
+        }
         let packet = random::packet(&mut random, &earlier);
         let expected = oracle.judge(&packet);
         let told = judge.judge(&packet, expected);
@@ -72,10 +92,14 @@ fn play(seed: u64, judge: &mut impl Judge) -> BTreeMap<&'static str, u64> {
     tally
 }
 
+const STRAINS: [Strain; 4] = [Strain::Low, Strain::Empty, Strain::Share, Strain::Errors];
+
 trait Judge {
     fn load(&mut self, tables: &Tables);
     fn wait(&mut self, seconds: u64);
     fn restart(&mut self);
+    fn pick_up(&mut self, picks_up: bool);
+    fn strain(&mut self, whom: (u32, Direction), strain: Option<Strain>);
     /// What happens to the packet; `expected` tells where to look for the reason.
     fn judge(&mut self, packet: &Packet, expected: Outcome) -> Outcome;
 }
@@ -92,6 +116,14 @@ impl Judge for Kernel {
     fn restart(&mut self) {
         self.kill();
         self.start();
+    }
+
+    fn pick_up(&mut self, picks_up: bool) {
+        Self::pick_up(self, picks_up);
+    }
+
+    fn strain(&mut self, (peer, opened): (u32, Direction), strain: Option<Strain>) {
+        Self::strain(self, peer, opened, strain);
     }
 
     fn judge(&mut self, packet: &Packet, expected: Outcome) -> Outcome {
@@ -123,6 +155,15 @@ impl Judge for Software {
     }
 
     fn restart(&mut self) {}
+
+    fn pick_up(&mut self, picks_up: bool) {
+        self.engine.pickup_until = if picks_up { u64::MAX / 2 } else { 0 };
+    }
+
+    fn strain(&mut self, (peer, opened): (u32, Direction), strain: Option<Strain>) {
+        let load = kernel::load(opened, strain, self.now, SHARE.cast_unsigned());
+        *self.engine.load(peer) = load;
+    }
 
     fn judge(&mut self, packet: &Packet, _: Outcome) -> Outcome {
         let mut bytes = packet.bytes();

@@ -3,7 +3,7 @@
 //! It knows packets by what their sender meant, flows by who opened them, and policy by its entries.
 //! It shares no code with the packet path: where both agree, they agree by the same words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -69,6 +69,19 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
+/// How far a peer has used what it may.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Strain {
+    /// There are tokens for new flows, but fewer than half.
+    Low,
+    /// There is none.
+    Empty,
+    /// Its established flows are as many as they may be.
+    Share,
+    /// There is no token for an ICMP error.
+    Errors,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     /// 0 until a policy was loaded.
@@ -80,6 +93,10 @@ pub(crate) struct Oracle {
     flows: HashMap<Name, Flow>,
     fragments: HashMap<FragmentName, (Name, u64)>,
     pub(crate) seconds: u64,
+    /// By peer, and by who opens: this node or the peer.
+    pub(crate) strains: BTreeMap<(u32, Direction), Strain>,
+    /// The programs have only just come to a host that had connections already.
+    pub(crate) is_new_here: bool,
 }
 
 impl Oracle {
@@ -159,17 +176,12 @@ impl Oracle {
         }
         if flow.judged != self.version {
             flow.judged = self.version;
-            let port = match name.proto {
-                1 => 8,
-                58 => 128,
-                _ if flow.opened == Direction::Ingress => name.near_port,
-                _ => name.far_port,
-            };
+            let port = service(name, flow.opened);
             flow.denied = self.policy_says(name, flow.opened, port).is_err();
             flow.peer = self.peer(name.far);
         }
         let from_opener = packet.direction == flow.opened;
-        let is_error = matches!(packet.body, Body::IcmpError { .. }) && !packet.is_later_fragment();
+        let is_error = packet.is_error();
         if flow.denied {
             if !from_opener && can_open(packet) {
                 return self.of_nothing(packet, name);
@@ -180,13 +192,18 @@ impl Oracle {
             return Err("revoked");
         }
         if is_error {
-            let foreign = packet.direction == Direction::Ingress
-                && (self.identity(packet.source).is_none()
-                    || self.peer(packet.source) != flow.peer);
-            return if foreign {
-                Err("icmp error from a third node")
-            } else {
-                Ok(())
+            let foreign =
+                self.identity(packet.source).is_none() || self.peer(packet.source) != flow.peer;
+            return match (packet.is_too_big(), packet.direction) {
+                (true, _) | (_, Direction::Egress) => Ok(()),
+                _ if foreign => Err("icmp error from a third node"),
+                _ if Direction::ALL
+                    .iter()
+                    .any(|way| self.is_strained(flow.peer, *way, &[Strain::Errors])) =>
+                {
+                    Err("icmp error rate")
+                }
+                _ => Ok(()),
             };
         }
         let was_reset = flow.reset;
@@ -219,45 +236,98 @@ impl Oracle {
         Ok(())
     }
 
+    /// A packet of a flow that nobody remembers.
     fn of_nothing(&mut self, packet: &Packet, name: &Name) -> Outcome {
-        if !can_open(packet) {
-            let error =
-                matches!(packet.body, Body::IcmpError { .. }) && !packet.is_later_fragment();
-            return Err(if error {
-                "icmp error without flow"
-            } else {
-                "no flow"
-            });
-        }
-        if is_multicast(name.far) || is_multicast(name.near) {
-            return Err("multicast");
-        }
-        let port = match &packet.body {
-            Body::Tcp { destination, .. }
-            | Body::Udp { destination, .. }
-            | Body::Sctp { destination, .. } => *destination,
-            Body::Echo { request: true, .. } if packet.is_v4() => 8,
-            Body::Echo { .. } => 128,
-            Body::Icmp(kind) => u16::from(*kind),
-            _ => 0,
+        let peer = self.peer(name.far);
+        let tokens_are_low = |oracle: &Self, opened| {
+            oracle.is_strained(peer, opened, &[Strain::Low, Strain::Empty, Strain::Share])
         };
-        self.policy_says(name, packet.direction, port)?;
-        if !matches!(packet.body, Body::Icmp(_)) {
-            let flow = Flow {
-                opened: packet.direction,
-                established: false,
-                answered: false,
-                opener_is_done: false,
-                responder_is_done: false,
-                reset: false,
-                last: self.seconds,
-                judged: self.version,
-                denied: false,
-                peer: self.peer(name.far),
+        // Our answer to what a peer over its budget has asked.
+        let is_answer = packet.direction == Direction::Egress
+            && tokens_are_low(self, Direction::Ingress)
+            && self
+                .policy_says(name, Direction::Ingress, service(name, Direction::Ingress))
+                .is_ok();
+        if can_open(packet) {
+            if is_multicast(name.far) || is_multicast(name.near) {
+                return Err("multicast");
+            }
+            let port = match &packet.body {
+                Body::Tcp { destination, .. }
+                | Body::Udp { destination, .. }
+                | Body::Sctp { destination, .. } => *destination,
+                Body::Echo { request: true, .. } if packet.is_v4() => 8,
+                Body::Echo { .. } => 128,
+                Body::Icmp(kind) => u16::from(*kind),
+                _ => 0,
             };
-            self.flows.insert(name.clone(), flow);
+            let is_datagram = matches!(
+                packet.body,
+                Body::Udp { .. } | Body::Sctp { .. } | Body::Other(_)
+            );
+            match self.policy_says(name, packet.direction, port) {
+                Err(_) if is_datagram && is_answer => {}
+                Err(reason) => return Err(reason),
+                Ok(()) if matches!(packet.body, Body::Icmp(_)) => {}
+                Ok(()) => self.remember(name, packet.direction, false),
+            }
+            return Ok(());
         }
-        Ok(())
+        if packet.is_error() {
+            return Err("icmp error without flow");
+        }
+        let is_running = matches!(packet.body, Body::Tcp { flags, .. } if flags & (SYN | ACK | RST) == ACK)
+            && !packet.is_later_fragment();
+        let picks_up = is_running && self.is_new_here;
+        let ways = [
+            (
+                packet.direction,
+                picks_up || tokens_are_low(self, packet.direction),
+            ),
+            (packet.direction.reverse(), picks_up),
+        ];
+        for (opened, is_asked) in ways {
+            if is_asked
+                && self
+                    .policy_says(name, opened, service(name, opened))
+                    .is_ok()
+            {
+                if is_running {
+                    self.remember(name, opened, true);
+                }
+                return Ok(());
+            }
+        }
+        if is_answer && !picks_up {
+            return Ok(());
+        }
+        Err("no flow")
+    }
+
+    /// If there is a token for it.
+    fn remember(&mut self, name: &Name, opened: Direction, established: bool) {
+        let peer = self.peer(name.far);
+        if self.is_strained(peer, opened, &[Strain::Empty]) {
+            return;
+        }
+        let flow = Flow {
+            opened,
+            established,
+            answered: established,
+            opener_is_done: false,
+            responder_is_done: false,
+            reset: false,
+            last: self.seconds,
+            judged: self.version,
+            denied: false,
+            peer,
+        };
+        self.flows.insert(name.clone(), flow);
+    }
+
+    fn is_strained(&self, peer: u32, opened: Direction, how: &[Strain]) -> bool {
+        let strain = self.strains.get(&(peer, opened));
+        strain.is_some_and(|strain| how.contains(strain))
     }
 
     /// May this flow be opened in this direction?
@@ -318,6 +388,16 @@ fn is_about(
         && key.direction == opened
         && key.proto.is_none_or(|wanted| wanted == proto)
         && key.ports.contains(port)
+}
+
+/// What policy calls the port of a flow.
+fn service(name: &Name, opened: Direction) -> u16 {
+    match (name.proto, opened) {
+        (1, _) => 8,
+        (58, _) => 128,
+        (_, Direction::Ingress) => name.near_port,
+        (_, Direction::Egress) => name.far_port,
+    }
 }
 
 fn own_name(packet: &Packet) -> Name {

@@ -58,6 +58,7 @@ pub(crate) enum Body {
     Icmp(u8),
     IcmpError {
         kind: u8,
+        code: u8,
         quoted: Box<Packet>,
     },
     /// A protocol that nobody here knows.
@@ -105,6 +106,21 @@ impl Packet {
 
     pub(crate) fn is_later_fragment(&self) -> bool {
         self.fragment.is_some_and(|fragment| fragment.offset > 0)
+    }
+
+    pub(crate) fn is_error(&self) -> bool {
+        matches!(self.body, Body::IcmpError { .. }) && !self.is_later_fragment()
+    }
+
+    /// The error that tells of a path's MTU.
+    pub(crate) fn is_too_big(&self) -> bool {
+        match self.body {
+            Body::IcmpError {
+                kind: 3, code: 4, ..
+            } => self.is_v4(),
+            Body::IcmpError { kind: 2, .. } => !self.is_v4(),
+            _ => false,
+        }
     }
 
     /// Bytes of everything before the body.
@@ -213,8 +229,8 @@ impl Packet {
                 bytes
             }
             Body::Icmp(kind) => vec![*kind, 0, 0, 0, 0, 0, 0, 0],
-            Body::IcmpError { kind, quoted } => {
-                let mut bytes = vec![*kind, 1, 0, 0, 0, 0, 0, 0];
+            Body::IcmpError { kind, code, quoted } => {
+                let mut bytes = vec![*kind, *code, 0, 0, 0, 0, 0, 0];
                 bytes.extend(quoted.bytes());
                 bytes
             }

@@ -387,6 +387,7 @@ fn related(random: &mut Random, before: &Packet) -> Packet {
         let kind = random.pick(if v4 { &[3, 11, 12, 4] } else { &[1, 2, 3, 4] });
         packet.body = Body::IcmpError {
             kind,
+            code: random.pick(&[0, 1, 4]),
             quoted: Box::new(quoted),
         };
         return packet;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::attach::{self, Chain, Hook, Left, Way};
+use super::clock::Clock;
 use super::events;
 use super::guard::{GUARD, Guards};
 use super::pins::{Folder, Pins, Role};
@@ -33,6 +34,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Another object than the embedded one.
     pub object_path: Option<PathBuf>,
+    /// Established flows that a new table holds; by the host's memory if not said.
+    pub flow_capacity: Option<u32>,
     /// Write new flows and drops through aya-log to the `log` crate's logger.
     pub log: bool,
     /// For a device that is not the mesh's.
@@ -154,17 +157,22 @@ impl Dataplane {
             Some(Foreign { ethernet: true, .. }) => ["mesh_in_l2", "mesh_eg_l2"],
             _ => ["mesh_in", "mesh_eg"],
         };
+        let clock =
+            Clock::set(classifier(&mut ebpf, "ticks")?).map_err(|source| AttachError::Program {
+                program: "ticks",
+                source: Box::new(source),
+            })?;
+        let failed = |program| failed(program, interface);
+        let earlier = folder
+            .others()
+            .map_err(|source| failed(names[0])(source.into()))?;
         let mut kernel = Kernel::open(&mut ebpf)?;
-        kernel.set_flags(options)?;
+        kernel.configure(options, clock, earlier.is_empty())?;
         let events = ebpf.take_map(maps::EVENTS);
         if events.is_none() {
             return Err(AttachError::Incomplete(maps::EVENTS));
         }
         let chain = options.chain();
-        let failed = |program| failed(program, interface);
-        let earlier = folder
-            .others()
-            .map_err(|source| failed(names[0])(source.into()))?;
         let mut hang = |program, end| {
             let loaded = classifier(&mut ebpf, program)?;
             hang_or_wait(loaded, interface, end, chain, &folder, &earlier).map_err(failed(program))
@@ -412,6 +420,7 @@ fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
     for name in PINNED {
         loader.map_pin_path(name, folder.map(name));
     }
+    loader.map_max_entries(maps::CT_EST, flow_capacity(options));
     let loaded = match (&options.object_path, probe::EMBEDDED) {
         (Some(path), _) => {
             let object = fs::read(path).map_err(|source| AttachError::Object {
@@ -424,6 +433,17 @@ fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
         (None, None) => return Err(AttachError::NoObject),
     };
     loaded.map_err(|source| AttachError::Load(Box::new(source)))
+}
+
+/// What a host of this size can hold: a four-hundredth of its memory, at 160 bytes for each.
+fn flow_capacity(options: &Options) -> u32 {
+    let scaled = || {
+        let system = rustix::system::sysinfo();
+        let memory = system.totalram as u64 * u64::from(system.mem_unit);
+        u32::try_from(memory / 400 / 160).unwrap_or(u32::MAX)
+    };
+    let wanted = options.flow_capacity.unwrap_or_else(scaled);
+    wanted.clamp(maps::FLOW_CAPACITY, maps::MAX_FLOW_CAPACITY)
 }
 
 /// The program, loaded into the kernel if it was not.

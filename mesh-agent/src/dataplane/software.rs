@@ -1,19 +1,22 @@
 //! The packet filter in process: the same verdict where the kernel takes no programs.
 //!
 //! The tables are bounded as the kernel's are, and full in the same way: half-open flows are evicted,
-//! oldest first, and a flow that finds no room among the established stays half-open.
+//! oldest first, and a flow that finds no room among the established stays half-open. What each peer
+//! uses is bounded alike.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mesh_common::budget::{Bucket, ICMP_ERRORS, PeerLoad};
 use mesh_common::flow::{
-    FRAGMENT, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, is_older,
+    FRAGMENT, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, PICKUP, Stage, flags,
+    is_older,
 };
 use mesh_common::maps::{Count, FLOW_CAPACITY, FRAGMENT_CAPACITY};
 use mesh_common::packet::{self, Fragment, Kind, Slice};
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::verdict::{Lookup, complete};
+use mesh_common::verdict::{Lookup, complete, rate};
 use mesh_common::{
     Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict, decide, tcp,
 };
@@ -21,6 +24,9 @@ use mesh_core::dataplane::Tables;
 use tokio::sync::mpsc;
 
 use super::{Counters, EVENT_QUEUE, EventKind, FlowEvent};
+use told::{Packet, Told};
+
+mod told;
 
 /// A filter that any thread may ask.
 #[derive(Debug)]
@@ -39,7 +45,10 @@ impl Filter {
     /// Drops everything until tables are applied.
     pub fn new() -> Self {
         Self {
-            engine: Mutex::new(Engine::default()),
+            engine: Mutex::new(Engine {
+                pickup_until: PICKUP,
+                ..Engine::default()
+            }),
             started: Instant::now(),
         }
     }
@@ -56,13 +65,13 @@ impl Filter {
     }
 
     pub fn counters(&self) -> Counters {
-        self.engine().counters.clone()
+        self.engine().counters()
     }
 
     /// What becomes of flows and packets from now on. Whoever asks last gets them.
     pub fn events(&self) -> mpsc::Receiver<FlowEvent> {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        self.engine().events = Some(sender);
+        self.engine().told.events = Some(sender);
         receiver
     }
 
@@ -96,9 +105,15 @@ pub struct Engine {
     /// Keys of `half_open` by age; some may be gone.
     ages: VecDeque<FlowKey>,
     fragments: HashMap<FragmentKey, FragmentEntry>,
+    loads: HashMap<u32, PeerLoad>,
     counters: Counters,
-    events: Option<mpsc::Sender<FlowEvent>>,
+    told: Told,
+    /// [`mesh_common::maps::Config::pickup_until`].
+    pub pickup_until: u64,
 }
+
+/// Established flows that were opened alike and have the same peer.
+pub const SHARE: i32 = FLOW_CAPACITY as i32 / 4;
 
 impl Engine {
     pub fn apply(&mut self, tables: &Tables) {
@@ -126,54 +141,94 @@ impl Engine {
     /// `now` is in nanoseconds of any clock that does not go back.
     pub fn judge(&mut self, direction: Direction, packet: &mut [u8], now: u64) -> Verdict {
         let length = packet.len() as u64;
-        let mut facts = match packet::parse(&Slice(packet), direction) {
-            Ok(facts) => facts,
-            Err(reason) => {
-                let verdict = Verdict::refused(reason);
-                self.count(direction, &verdict, length);
-                self.report(&FlowKey::NONE, direction, 0, &verdict, length, now);
-                return verdict;
-            }
+        let (facts, verdict) = match packet::parse(&Slice(packet), direction) {
+            Ok(mut facts) => match complete(&mut facts, now, self) {
+                Ok(()) => (facts, decide(&facts, now, self)),
+                Err(reason) => (facts, Verdict::refused(reason)),
+            },
+            Err(reason) => (Facts::unreadable(direction), Verdict::refused(reason)),
         };
-        let verdict = match complete(&mut facts, now, self) {
-            Ok(()) => decide(&facts, now, self),
-            Err(reason) => Verdict::refused(reason),
-        };
-        self.carry_out(&facts, &verdict, length);
+        let entry = self.carry_out(&facts, &verdict, length, now);
         self.count(direction, &verdict, length);
+        if let Some(kind) = verdict.event {
+            let packet = Packet {
+                key: &facts.key,
+                direction,
+                port: facts.port,
+                tcp: facts.tcp,
+                length,
+                now,
+                verdict: &verdict,
+            };
+            let load = self.loads.entry(verdict.state.peer).or_default();
+            match kind {
+                EventKind::Denied => self.told.deny(&packet, load),
+                kind => self.told.flow(kind, &packet, &entry, load),
+            }
+        }
         if verdict.passes() {
             self.after(&facts, packet, now);
-        } else {
-            self.report(&facts.key, direction, facts.tcp, &verdict, length, now);
         }
         verdict
     }
 
-    fn carry_out(&mut self, facts: &Facts, verdict: &Verdict, length: u64) {
-        let key = &facts.key;
-        let stage = match verdict.effect {
-            Effect::Nothing => return,
-            Effect::TouchHalfOpen | Effect::WriteHalfOpen => Stage::HalfOpen,
-            Effect::TouchEstablished | Effect::WriteEstablished => Stage::Established,
+    /// Remembers what the verdict wants remembered; returns the flow as it is then.
+    fn carry_out(&mut self, facts: &Facts, verdict: &Verdict, length: u64, now: u64) -> FlowEntry {
+        let (key, peer, opened) = (&facts.key, verdict.state.peer, verdict.state.opened());
+        let fresh = FlowEntry {
+            opened: now,
+            ..FlowEntry::default()
         };
-        let established = self.established.get(key);
-        let old = established.or_else(|| self.half_open.get(key)).copied();
-        let mut entry = old.unwrap_or_default();
+        let known = || {
+            self.established
+                .get(key)
+                .or_else(|| self.half_open.get(key))
+        };
+        let mut entry = match verdict.effect {
+            Effect::Nothing => return fresh,
+            Effect::Report => {
+                let load = self.loads.entry(peer).or_default();
+                load.errors = load.errors.taken(now, &ICMP_ERRORS);
+                return fresh;
+            }
+            Effect::Open => {
+                let tokens = &mut self.loads.entry(peer).or_default().new[opened as usize];
+                *tokens = tokens.taken(now, rate(opened));
+                fresh
+            }
+            _ => known().copied().unwrap_or(fresh),
+        };
         entry.state = verdict.state;
         let way = facts.direction as usize;
         entry.packets[way] = entry.packets[way].wrapping_add(1);
         entry.bytes[way] = entry.bytes[way].wrapping_add(length);
-        let full = self.established.len() >= FLOW_CAPACITY as usize;
-        match stage {
-            Stage::Established if !full || self.established.contains_key(key) => {
-                self.half_open.remove(key);
-                self.established.insert(*key, entry);
+        let is_confirmed = match verdict.effect {
+            Effect::TouchEstablished | Effect::WriteEstablished => true,
+            // One that was running already.
+            Effect::Open => {
+                verdict.state.flags & flags::CONFIRMED != 0 && !self.is_share_taken(peer, opened)
             }
-            _ => {
-                self.established.remove(key);
-                self.put_half_open(*key, entry);
-            }
+            _ => false,
+        };
+        let before = self.established.remove(key);
+        if let Some(before) = before {
+            self.held(&before.state, u32::MAX);
         }
+        if is_confirmed && self.established.len() < FLOW_CAPACITY as usize {
+            self.half_open.remove(key);
+            self.established.insert(*key, entry);
+            self.held(&entry.state, 1);
+        } else {
+            self.put_half_open(*key, entry);
+        }
+        entry
+    }
+
+    /// Counts an established flow in or, by the greatest number, out.
+    fn held(&mut self, state: &FlowState, by: u32) {
+        let added = &mut self.loads.entry(state.peer).or_default().added;
+        let added = &mut added[state.opened() as usize];
+        *added = added.wrapping_add(by);
     }
 
     fn put_half_open(&mut self, key: FlowKey, entry: FlowEntry) {
@@ -203,7 +258,7 @@ impl Engine {
             None => *counters.passed.entry(direction).or_default() += one,
             Some(reason) => *counters.dropped.entry((direction, reason)).or_default() += one,
         }
-        let decides = !verdict.passes() || verdict.effect == Effect::WriteHalfOpen;
+        let decides = !verdict.passes() || verdict.effect == Effect::Open;
         if decides && let Some(rule) = counters.rules.get_mut(&verdict.rule) {
             *rule += one;
         }
@@ -232,62 +287,36 @@ impl Engine {
         }
     }
 
-    fn report(
-        &mut self,
-        key: &FlowKey,
-        direction: Direction,
-        tcp: u8,
-        verdict: &Verdict,
-        length: u64,
-        now: u64,
-    ) {
-        let Some(events) = &self.events else {
-            return;
-        };
-        let mut event = FlowEvent {
-            time: now,
-            first: now,
-            bytes: [0; 2],
-            packets: [0; 2],
-            key: *key,
-            remote: verdict.remote,
-            local: verdict.local,
-            rule: verdict.rule,
-            peer: verdict.state.peer,
-            kind: EventKind::Denied as u8,
-            direction: direction as u8,
-            reason: verdict.drop.map_or(0, |reason| reason as u8),
-            tcp,
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-        };
-        event.bytes[direction as usize] = length;
-        event.packets[direction as usize] = 1;
-        match events.try_send(event) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                let lost = self.counters.events_lost.entry(EventKind::Denied);
-                *lost.or_default() += 1;
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => self.events = None,
-        }
-    }
-
     pub fn sweep(&mut self, now: u64) -> usize {
-        let alive = |stage| {
-            move |key: &FlowKey, entry: &mut FlowEntry| {
-                !entry.state.is_expired(key.proto, stage, now)
-            }
-        };
-        self.established.retain(alive(Stage::Established));
-        self.half_open.retain(alive(Stage::HalfOpen));
+        let is_over = |key: &FlowKey, entry: &FlowEntry| entry.state.is_expired(key.proto, now);
+        let over: Vec<_> = self
+            .established
+            .extract_if(|key, entry| is_over(key, entry))
+            .collect();
+        for (_, entry) in over {
+            self.held(&entry.state, u32::MAX);
+        }
+        self.half_open.retain(|key, entry| !is_over(key, entry));
         self.ages.retain(|key| self.half_open.contains_key(key));
         self.fragments
             .retain(|_, entry| !is_older(now, entry.last_seen, FRAGMENT));
+        self.loads
+            .retain(|_, load| load.added != [0; 2] || !load.is_idle(now));
         self.established.len() + self.half_open.len()
     }
 
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters.clone();
+        let lost = EventKind::ALL
+            .into_iter()
+            .map(|kind| (kind, self.told.lost[kind as usize]));
+        counters.events_lost = lost.collect();
+        counters
+    }
+
+    /// What the peer with this number has used, to be looked at and changed by tests.
+    pub fn load(&mut self, peer: u32) -> &mut PeerLoad {
+        self.loads.entry(peer).or_default()
     }
 }
 
@@ -321,6 +350,25 @@ impl Lookup for Engine {
 
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
         mesh_core::dataplane::longest(key, |prefix| self.rows.get(prefix).copied())
+    }
+
+    fn new_flows(&self, peer: u32, opened: Direction) -> Bucket {
+        let load = self.loads.get(&peer);
+        load.map_or_else(Bucket::default, |load| load.new[opened as usize])
+    }
+
+    fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
+        let load = self.loads.get(&peer);
+        load.is_some_and(|load| load.added[opened as usize].cast_signed() >= SHARE)
+    }
+
+    fn icmp_errors(&self, peer: u32) -> Bucket {
+        let load = self.loads.get(&peer);
+        load.map_or_else(Bucket::default, |load| load.errors)
+    }
+
+    fn pickup_until(&self) -> u64 {
+        self.pickup_until
     }
 }
 
@@ -420,19 +468,27 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_new_flows_evicts_half_open_ones_only() {
+    fn a_peer_that_floods_passes_for_itself_and_takes_nobodys_place() {
         let mut engine = Engine::default();
         engine.apply(&tables());
         engine.judge(Direction::Ingress, &mut udp(PEER, ME, [1, 53]), 0);
         engine.judge(Direction::Egress, &mut udp(ME, PEER, [53, 1]), 0);
-        for n in 0..FLOW_CAPACITY + 1_000 {
+        let mut flood = |n: u32| {
             let ports = [(n >> 8) as u16, 1_000 + (n & 0xff) as u16];
-            let verdict = engine.judge(Direction::Ingress, &mut udp(PEER, ME, ports), 1);
-            assert!(verdict.passes());
-        }
-        assert_eq!(engine.half_open.len(), FLOW_CAPACITY as usize);
-        assert_eq!(engine.established.len(), 1);
-        assert_eq!(engine.sweep(31 * SECOND), 1);
+            let asked = engine.judge(Direction::Ingress, &mut udp(PEER, ME, ports), 1);
+            let answer = udp(ME, PEER, [ports[1], ports[0]]);
+            let answered = engine.judge(Direction::Egress, &mut answer.clone(), 1);
+            assert!(asked.passes() && answered.passes(), "{n}");
+        };
+        (0..FLOW_CAPACITY).for_each(&mut flood);
+        assert!(
+            engine.established.len() < 5_000,
+            "{}",
+            engine.established.len()
+        );
+        assert!(engine.half_open.len() < 5_000);
+        assert_eq!(engine.sweep(125 * SECOND), 0);
+        assert_eq!(engine.load(2).added, [0, 0]);
     }
 
     #[test]
@@ -450,7 +506,10 @@ mod tests {
         assert_eq!(counters.dropped[&reason].packets, 1);
         assert_eq!(counters.passed[&Direction::Ingress].packets, 1);
         assert_eq!(counters.rules[&RuleId(7)].packets, 1);
+        let opened = events.try_recv().unwrap();
+        assert_eq!(opened.kind(), Some(EventKind::Opened));
         let event = events.try_recv().unwrap();
+        assert_eq!(event.kind(), Some(EventKind::Denied));
         assert_eq!(event.reason(), Some(DropReason::UnknownIdentity));
         assert_eq!(event.key.remote.to_string(), "100.64.0.9");
         assert!(events.try_recv().is_err());

@@ -1,43 +1,73 @@
-//! Frees the memory of flows whose time is over.
+//! Frees the memory of flows whose time is over, and counts what each peer still holds.
 //!
 //! The packet path takes an expired flow for none, so nothing depends on when this runs. It must not
 //! take away a flow that has just been opened anew under the same key, so it leaves what expired only
 //! lately to the next round.
 
-use aya::maps::{HashMap, MapData};
-use mesh_common::flow::{FlowEntry, FlowKey, Stage};
+use std::collections::BTreeMap;
 
+use aya::maps::{HashMap, MapData};
+use mesh_common::budget::PeerFreed;
+use mesh_common::flow::{FlowEntry, FlowKey};
+
+use super::clock;
 use super::tables::{ApplyError, Kernel};
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;
 
+/// Flows by peer, and by who opened them.
+type Held = BTreeMap<u32, [u32; 2]>;
+
 impl Kernel {
     /// Returns how many flows stand.
     pub(super) fn sweep(&mut self) -> Result<usize, ApplyError> {
-        let now = now();
-        let established = sweep(&mut self.established, Stage::Established, now)?;
-        let half_open = sweep(&mut self.half_open, Stage::HalfOpen, now)?;
+        let now = clock::now();
+        // Before the flows: one that comes in between is counted twice until the next round, and not
+        // never.
+        let loads: Result<Vec<_>, _> = self.peer_load.iter().collect();
+        let loads = loads.map_err(ApplyError::at("read what peers hold"))?;
+        let mut held = Held::new();
+        let established = sweep(&mut self.established, now, &mut held)?;
+        let half_open = sweep(&mut self.half_open, now, &mut Held::new())?;
+        for (peer, load) in loads {
+            let Some(held) = held.get(&peer) else {
+                if load.is_idle(now) {
+                    // Gone already is as good.
+                    let _ = self.peer_load.remove(&peer);
+                    let _ = self.peer_freed.remove(&peer);
+                    continue;
+                }
+                self.free(peer, load.added)?;
+                continue;
+            };
+            let freed = |way: usize| load.added[way].wrapping_sub(held[way]);
+            self.free(peer, [freed(0), freed(1)])?;
+        }
         Ok(established + half_open)
+    }
+
+    fn free(&mut self, peer: u32, freed: [u32; 2]) -> Result<(), ApplyError> {
+        self.peer_freed
+            .insert(peer, PeerFreed { freed }, 0)
+            .map_err(ApplyError::at("write what a peer no longer holds"))
     }
 }
 
 fn sweep(
     flows: &mut HashMap<MapData, FlowKey, FlowEntry>,
-    stage: Stage,
     now: u64,
+    held: &mut Held,
 ) -> Result<usize, ApplyError> {
     let mut over = Vec::new();
     let mut stand = 0;
     for flow in flows.iter() {
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
-        if entry
-            .state
-            .is_expired(key.proto, stage, now.wrapping_sub(GRACE))
-        {
+        if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
             over.push(key);
         } else {
             stand += 1;
+            held.entry(entry.state.peer).or_default()[entry.state.opened() as usize] += 1;
         }
     }
     for key in over {
@@ -45,11 +75,4 @@ fn sweep(
         let _ = flows.remove(&key);
     }
     Ok(stand)
-}
-
-/// The clock that the packet path stamps flows with.
-fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
 }

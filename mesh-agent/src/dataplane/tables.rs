@@ -13,12 +13,14 @@ use aya::maps::{
 };
 use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::budget::{PeerFreed, PeerLoad};
+use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey, RuleId};
 use mesh_core::dataplane::{Settings, TableOp, Tables, reconcile};
 
+use super::clock::{self, Clock};
 use super::loader::{AttachError, Foreign, Options};
 
 type Policy = LpmTrie<MapData, PolicyKey, PolicyEntry>;
@@ -69,6 +71,10 @@ pub struct Kernel {
     pub(super) events_lost: PerCpuArray<MapData, u64>,
     pub(super) established: HashMap<MapData, FlowKey, FlowEntry>,
     pub(super) half_open: HashMap<MapData, FlowKey, FlowEntry>,
+    pub(super) peer_load: HashMap<MapData, u32, PeerLoad>,
+    pub(super) peer_freed: HashMap<MapData, u32, PeerFreed>,
+    /// Established flows that the kernel's table holds: whoever made it has decided.
+    flow_capacity: u32,
     config: Config,
     observed: Tables,
     /// The policy in use, once it is one of ours.
@@ -98,7 +104,16 @@ fn take<M: TryFrom<Map, Error = MapError>>(
 
 impl Kernel {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
+        let flow_capacity = match ebpf.map(maps::CT_EST) {
+            Some(Map::HashMap(flows)) => flows.info(),
+            _ => return Err(AttachError::Incomplete(maps::CT_EST)),
+        };
+        let flow_capacity = flow_capacity.map_err(|source| AttachError::Map {
+            map: maps::CT_EST,
+            source: Box::new(source),
+        })?;
         let mut kernel = Self {
+            flow_capacity: flow_capacity.max_entries(),
             cfg: take(ebpf, maps::CFG)?,
             exact: take(ebpf, maps::ID_EXACT)?,
             cidr: take(ebpf, maps::ID_CIDR)?,
@@ -108,6 +123,8 @@ impl Kernel {
             events_lost: take(ebpf, maps::EVENT_LOST)?,
             established: take(ebpf, maps::CT_EST)?,
             half_open: take(ebpf, maps::CT_NEW)?,
+            peer_load: take(ebpf, maps::PEER_LOAD)?,
+            peer_freed: take(ebpf, maps::PEER_FREED)?,
             config: Config::default(),
             observed: Tables::default(),
             active: None,
@@ -143,7 +160,20 @@ impl Kernel {
         Ok(())
     }
 
-    pub(super) fn set_flags(&mut self, options: &Options) -> Result<(), AttachError> {
+    /// `first`: no agent of another layout was here.
+    pub(super) fn configure(
+        &mut self,
+        options: &Options,
+        clock: Clock,
+        first: bool,
+    ) -> Result<(), AttachError> {
+        self.config.peer_flows = self.flow_capacity / 4;
+        self.config.clock_base = clock.base;
+        self.config.clock_tick = clock.tick;
+        // Nothing was ever judged here: connections may have begun before.
+        if first && self.config.generation == 0 && self.established.keys().next().is_none() {
+            self.config.pickup_until = clock::now() + PICKUP;
+        }
         self.config.flags = 0;
         if options.log {
             self.config.flags |= Config::LOG;

@@ -5,7 +5,7 @@
 //! whatever its bytes meant to the other agent, they grant nothing here.
 
 use aya::maps::{HashMap, Map, MapData};
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::flow::{FlowEntry, FlowKey, flags};
 use mesh_common::maps::{self, Shape};
 
 use super::pins::Folder;
@@ -27,6 +27,8 @@ pub(super) fn carry_flows(from: &Folder, to: &mut Flows) -> anyhow::Result<usize
     for flow in &old {
         let (key, mut entry) = flow?;
         entry.state.generation = 0;
+        // The first layout knew it by the table alone.
+        entry.state.flags |= flags::CONFIRMED;
         carried += 1;
         // There already, or no room: then the flow has to be opened anew.
         let _ = to.insert(key, entry, ONLY_NEW);
