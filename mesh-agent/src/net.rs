@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
-use mesh_core::routes::{Config, LocalPrefix, Op, Status, is_reportable, reconcile};
+use mesh_core::routes::{
+    Config, LocalPrefix, Op, Status, is_reportable, reconcile, unreachable_table,
+};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
@@ -21,6 +23,8 @@ mod route;
 mod rule;
 
 pub use monitor::{Monitor, monitor};
+
+use route::Way;
 
 /// The actuator of the mesh interface's place in the host's routing.
 #[derive(Debug)]
@@ -52,6 +56,7 @@ impl Net {
             mtu: link.mtu,
             up: link.up,
             routes: route::through(&self.handle, interface.index, table).await?,
+            unreachable: route::unreachable(&self.handle, unreachable_table(table)).await?,
             rules: rule::ours(&self.handle).await?,
         })
     }
@@ -83,8 +88,14 @@ impl Net {
             Op::SetUp(up) => link::set_up(handle, index, up).await,
             Op::AddAddress(net) => addr::add(handle, index, net).await,
             Op::RemoveAddress(net) => addr::remove(handle, index, net).await,
-            Op::AddRoute(net) => route::add(handle, index, table, net).await,
-            Op::RemoveRoute(net) => route::remove(handle, index, table, net).await,
+            Op::AddRoute(net) => route::add(handle, Way::Through(index), table, net).await,
+            Op::RemoveRoute(net) => route::remove(handle, Way::Through(index), table, net).await,
+            Op::AddUnreachable(net) => {
+                route::add(handle, Way::Nowhere, unreachable_table(table), net).await
+            }
+            Op::RemoveUnreachable(net) => {
+                route::remove(handle, Way::Nowhere, unreachable_table(table), net).await
+            }
             Op::AddRule(rule) => rule::add(handle, &rule).await,
             Op::RemoveRule(rule) => rule::remove(handle, &rule).await,
         }
@@ -128,6 +139,7 @@ fn without_missing_family(interface: &Interface, config: &Config) -> Config {
         nets.copied().collect::<BTreeSet<_>>()
     };
     let (addresses, routes) = (v4(&config.addresses), v4(&config.routes));
+    let only_mesh = v4(&config.only_mesh);
     if addresses.len() < config.addresses.len() {
         warn!(
             interface = interface.name,
@@ -137,6 +149,7 @@ fn without_missing_family(interface: &Interface, config: &Config) -> Config {
     Config {
         addresses,
         routes,
+        only_mesh,
         ..*config
     }
 }

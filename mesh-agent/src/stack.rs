@@ -183,9 +183,14 @@ async fn run(
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
             if takes_device_away(end, &handle.backend) {
-                // The interface first: without addresses and down it carries nothing.
+                // The interface first: without addresses and down it carries nothing. An agent that
+                // is only stopped leaves what is for the mesh unreachable, not in the clear.
+                let plan = ports.plans.borrow().clone();
                 let bare = routes::Config {
                     mtu: MTU.into(),
+                    only_mesh: plan
+                        .map(|plan| plan.routes.only_mesh.clone())
+                        .unwrap_or_default(),
                     table: routes::TABLE,
                     ..routes::Config::default()
                 };

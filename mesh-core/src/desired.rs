@@ -65,6 +65,13 @@ pub fn plan(netmap: &Arc<Netmap>, access: Access, local: &Local<'_>, revision: u
         Access::Granted => netmap.clone(),
         Access::Expired => Arc::new(without_peers(netmap)),
     };
+    let routes: BTreeSet<IpNet> = netmap
+        .mesh
+        .pools
+        .each()
+        .into_iter()
+        .chain(netmap.peers.values().flat_map(subnet_routes))
+        .collect();
     Desired {
         revision,
         epoch: netmap.epoch,
@@ -80,13 +87,8 @@ pub fn plan(netmap: &Arc<Netmap>, access: Access, local: &Local<'_>, revision: u
             addresses: netmap.me.addresses.prefixes().into(),
             mtu: MTU.into(),
             up: true,
-            routes: netmap
-                .mesh
-                .pools
-                .each()
-                .into_iter()
-                .chain(netmap.peers.values().flat_map(subnet_routes))
-                .collect(),
+            only_mesh: routes.clone(),
+            routes,
             table: routes::TABLE,
         },
         dataplane: dataplane::Tables::of(&netmap, MTU),

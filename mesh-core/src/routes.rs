@@ -1,6 +1,6 @@
 //! The mesh's interface in the host's routing: addresses, routes, and the rules that rank them.
 //!
-//! Hard about it is to be a guest in somebody's routing. Three things must hold:
+//! Hard about it is to be a guest in somebody's routing. Four things must hold:
 //!
 //! - *Encrypted packets never enter the mesh.* A subnet route may cover the very endpoint that it
 //!   is reached through. They carry [`FWMARK`], and every rule of ours skips marked packets, so
@@ -14,6 +14,12 @@
 //!   packets could not skip our routes there. So they stand in a table of their own, and the rules
 //!   ask both tables in turn, once for each prefix length that we route, the longest first:
 //!   together they are one longest-prefix match. A mesh has one to three lengths a family.
+//! - *What is for the mesh goes nowhere else.* A userspace device dies with its agent, its routes
+//!   with it, and the host's default route would carry in clear what was meant to be encrypted. So
+//!   a second table holds the same prefixes as unreachable, and a rule behind all others of ours
+//!   asks it. In the first table they would not do: rules let an unreachable route of IPv4 through
+//!   whatever its length (`fib_rules_lookup` suppresses results, not errors), and the host's more
+//!   specific networks would lose.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,14 +34,16 @@ use crate::health::{Condition, Severity};
 pub const FWMARK: u32 = 0x004d_0000;
 /// The part of a packet's mark that is compared with [`FWMARK`].
 pub const FWMARK_MASK: u32 = 0x00ff_0000;
-/// The table of our routes. Below 256 lie the numbers that people give by hand.
+/// The table of our routes, and before the one of what is unreachable without them. Below 256 lie
+/// the numbers that people give by hand.
 pub const TABLE: u32 = 7700;
 /// `RT_TABLE_MAIN`.
 pub const TABLE_MAIN: u32 = 254;
 /// Our first rule, in front of the main table's (32766) and of Tailscale's (5210).
 pub const FIRST_PRIORITY: u32 = 4900;
-/// The last of the room for our rules: two for each prefix length, of which IPv6 has 129.
-pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + 2 * 129 - 1;
+/// The last of the room for our rules: two for each prefix length, of which IPv6 has 129, and this
+/// one for what is unreachable.
+pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + 2 * 129;
 /// Marks routes and rules as ours (`rtm_protocol`): a number that /etc/iproute2/rt_protos leaves free.
 pub const PROTOCOL: u8 = 77;
 
@@ -48,7 +56,9 @@ pub struct Config {
     pub up: bool,
     /// Prefixes that go into the mesh: its pools and the peers' subnet routes.
     pub routes: BTreeSet<IpNet>,
-    /// The table that holds them; [`TABLE`] unless two meshes share a host.
+    /// Prefixes that go into the mesh or nowhere, whether the interface stands or not.
+    pub only_mesh: BTreeSet<IpNet>,
+    /// The table that holds the routes; [`TABLE`] unless two meshes share a host.
     pub table: u32,
 }
 
@@ -61,6 +71,8 @@ pub struct Status {
     pub up: bool,
     /// Routes of our table, through our interface.
     pub routes: BTreeSet<IpNet>,
+    /// Unreachable prefixes of the table behind it.
+    pub unreachable: BTreeSet<IpNet>,
     /// Rules of ours, whatever they say.
     pub rules: BTreeSet<Rule>,
 }
@@ -89,6 +101,8 @@ pub enum Op {
     RemoveAddress(IpNet),
     AddRoute(IpNet),
     RemoveRoute(IpNet),
+    AddUnreachable(IpNet),
+    RemoveUnreachable(IpNet),
     AddRule(Rule),
     RemoveRule(Rule),
 }
@@ -96,13 +110,16 @@ pub enum Op {
 /// The steps from `status` to `config`, none if it is there.
 ///
 /// Rules go before and come after the routes that they point at, and routes need an interface that
-/// is up; taking it down makes the kernel drop its routes, which is not left to chance.
+/// is up; taking it down makes the kernel drop its routes, which is not left to chance. What is
+/// unreachable without the mesh becomes so first.
 pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
     let routes: BTreeSet<IpNet> = match config.up {
         true => config.routes.iter().map(IpNet::trunc).collect(),
         false => BTreeSet::new(),
     };
-    let rules = rules(&routes, config.table);
+    let unreachable: BTreeSet<IpNet> = config.only_mesh.iter().map(IpNet::trunc).collect();
+    let mut rules = rules(&routes, config.table);
+    rules.extend(last_rules(&unreachable, config.table));
     // A link that is down holds no routes, whatever was observed a moment ago.
     let no_routes = BTreeSet::new();
     let held = if status.up {
@@ -113,12 +130,23 @@ pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
 
     let mut ops = Vec::new();
     ops.extend(
+        unreachable
+            .difference(&status.unreachable)
+            .map(|net| Op::AddUnreachable(*net)),
+    );
+    ops.extend(
         status
             .rules
             .difference(&rules)
             .map(|rule| Op::RemoveRule(*rule)),
     );
     ops.extend(held.difference(&routes).map(|net| Op::RemoveRoute(*net)));
+    ops.extend(
+        status
+            .unreachable
+            .difference(&unreachable)
+            .map(|net| Op::RemoveUnreachable(*net)),
+    );
     if status.up && !config.up {
         ops.push(Op::SetUp(false));
     }
@@ -176,6 +204,24 @@ fn rules(routes: &BTreeSet<IpNet>, table: u32) -> BTreeSet<Rule> {
         }
     }
     rules
+}
+
+/// The rules behind those, for what is left.
+fn last_rules(unreachable: &BTreeSet<IpNet>, table: u32) -> BTreeSet<Rule> {
+    unreachable
+        .iter()
+        .map(|net| Rule {
+            family: family_of(net),
+            priority: LAST_PRIORITY,
+            table: unreachable_table(table),
+            suppress: None,
+        })
+        .collect()
+}
+
+/// The table of unreachable prefixes beside a table of routes.
+pub fn unreachable_table(table: u32) -> u32 {
+    table + 1
 }
 
 fn family_of(net: &IpNet) -> Family {

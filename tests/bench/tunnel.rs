@@ -8,7 +8,7 @@
 //! Rounds alternate between the two, and the best of each counts: on a machine that others use,
 //! the slow rounds measure the others. Needs root, iperf3, wireguard-go and wireguard-tools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -138,6 +138,7 @@ fn ours(runtime: &Runtime, host: &Host, peer: &Host, number: u8, mtu: u32) -> Re
         mtu,
         up: true,
         routes: ["100.64.0.0/10".parse()?].into(),
+        only_mesh: BTreeSet::new(),
         table: TABLE,
     };
     host.inside(|| {

@@ -163,6 +163,7 @@ impl<'h> Node<'h> {
                 mtu: 1280,
                 up: true,
                 routes: nets(&["100.64.0.0/10", "fd00:64::/48"]),
+                only_mesh: nets(&["100.64.0.0/10", "fd00:64::/48"]),
                 table: TABLE,
             },
         }

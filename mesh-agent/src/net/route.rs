@@ -1,4 +1,4 @@
-//! Routes of the mesh's own table.
+//! Routes of the mesh's own tables: through its interface, and to nowhere without it.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +14,30 @@ use rtnetlink::Handle;
 
 use super::is_errno;
 
+/// Where a route leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// The interface with this index.
+    Through(u32),
+    /// An error for whoever asks.
+    Nowhere,
+}
+
 /// The prefixes that `table` sends through the interface `index`.
 pub(super) async fn through(
     handle: &Handle,
     index: u32,
     table: u32,
 ) -> anyhow::Result<BTreeSet<IpNet>> {
+    of_table(handle, Way::Through(index), table).await
+}
+
+/// The prefixes that `table` sends nowhere.
+pub(super) async fn unreachable(handle: &Handle, table: u32) -> anyhow::Result<BTreeSet<IpNet>> {
+    of_table(handle, Way::Nowhere, table).await
+}
+
+async fn of_table(handle: &Handle, way: Way, table: u32) -> anyhow::Result<BTreeSet<IpNet>> {
     let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = RouteMessage::default();
@@ -32,44 +50,45 @@ pub(super) async fn through(
             Err(error) if is_errno(&error, libc::ENOENT) => Vec::new(),
             routes => routes.context("list the mesh's routes")?,
         };
-        found.extend(routes.iter().filter_map(|route| net(route, index, table)));
+        found.extend(routes.iter().filter_map(|route| net(route, way, table)));
     }
     Ok(found)
 }
 
-pub(super) async fn add(handle: &Handle, index: u32, table: u32, net: IpNet) -> anyhow::Result<()> {
-    let route = message(index, table, net);
+pub(super) async fn add(handle: &Handle, way: Way, table: u32, net: IpNet) -> anyhow::Result<()> {
+    let route = message(way, table, net);
     handle.route().add(route).replace().execute().await?;
     Ok(())
 }
 
 pub(super) async fn remove(
     handle: &Handle,
-    index: u32,
+    way: Way,
     table: u32,
     net: IpNet,
 ) -> anyhow::Result<()> {
-    match handle
-        .route()
-        .del(message(index, table, net))
-        .execute()
-        .await
-    {
+    match handle.route().del(message(way, table, net)).execute().await {
         Err(error) if is_errno(&error, libc::ESRCH) => Ok(()),
         result => Ok(result?),
     }
 }
 
-fn message(index: u32, table: u32, net: IpNet) -> RouteMessage {
+fn message(way: Way, table: u32, net: IpNet) -> RouteMessage {
     let mut route = RouteMessage::default();
     let header = &mut route.header;
     header.destination_prefix_length = net.prefix_len();
     header.protocol = PROTOCOL.into();
-    header.kind = RouteType::Unicast;
+    header.kind = match way {
+        Way::Through(_) => RouteType::Unicast,
+        Way::Nowhere => RouteType::Unreachable,
+    };
     let destination = match net.trunc() {
         IpNet::V4(net) => {
             header.address_family = AddressFamily::Inet;
-            header.scope = RouteScope::Link;
+            header.scope = match way {
+                Way::Through(_) => RouteScope::Link,
+                Way::Nowhere => RouteScope::Universe,
+            };
             RouteAddress::Inet(net.addr())
         }
         IpNet::V6(net) => {
@@ -82,13 +101,15 @@ fn message(index: u32, table: u32, net: IpNet) -> RouteMessage {
             .attributes
             .push(RouteAttribute::Destination(destination));
     }
-    route.attributes.push(RouteAttribute::Oif(index));
+    if let Way::Through(index) = way {
+        route.attributes.push(RouteAttribute::Oif(index));
+    }
     route.attributes.push(RouteAttribute::Table(table));
     route
 }
 
-/// The destination of `route` if it is one of `table` through the interface `index`.
-fn net(route: &RouteMessage, index: u32, table: u32) -> Option<IpNet> {
+/// The destination of `route` if it is one of `table` and leads `way`.
+fn net(route: &RouteMessage, way: Way, table: u32) -> Option<IpNet> {
     let mut in_table = u32::from(route.header.table);
     let (mut through, mut destination) = (None, None);
     for attribute in &route.attributes {
@@ -102,7 +123,12 @@ fn net(route: &RouteMessage, index: u32, table: u32) -> Option<IpNet> {
             _ => {}
         }
     }
-    if in_table != table || through != Some(index) {
+    let leads = match way {
+        Way::Through(index) => through == Some(index),
+        // IPv6 shows the loopback interface for them.
+        Way::Nowhere => route.header.kind == RouteType::Unreachable,
+    };
+    if in_table != table || !leads {
         return None;
     }
     let everything = match route.header.address_family {

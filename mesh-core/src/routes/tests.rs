@@ -14,6 +14,7 @@ fn config(routes: &[&str]) -> Config {
         mtu: 1280,
         up: true,
         routes: nets(routes),
+        only_mesh: nets(routes),
         table: TABLE,
     }
 }
@@ -35,6 +36,8 @@ fn apply(host: &mut Status, ops: &[Op]) {
                 assert!(host.routes.insert(*net));
             }
             Op::RemoveRoute(net) => assert!(host.routes.remove(net)),
+            Op::AddUnreachable(net) => assert!(host.unreachable.insert(*net)),
+            Op::RemoveUnreachable(net) => assert!(host.unreachable.remove(net)),
             Op::AddRule(rule) => assert!(host.rules.insert(*rule)),
             Op::RemoveRule(rule) => assert!(host.rules.remove(rule)),
         }
@@ -47,7 +50,8 @@ fn host(config: &Config) -> Status {
     host
 }
 
-/// Looks `to` up as the kernel does: rules in order, each a longest-prefix match of its table.
+/// Looks `to` up as the kernel does: rules in order, each a longest-prefix match of its table. An
+/// unreachable route is an answer like any other.
 fn lookup(host: &Status, main: &BTreeSet<IpNet>, to: &str) -> Option<(u32, IpNet)> {
     let to: IpAddr = to.parse().unwrap();
     let matching = |table: &BTreeSet<IpNet>| {
@@ -68,10 +72,10 @@ fn lookup(host: &Status, main: &BTreeSet<IpNet>, to: &str) -> Option<(u32, IpNet
         suppress: None,
     });
     rules.iter().find_map(|rule| {
-        let table = if rule.table == TABLE_MAIN {
-            main
-        } else {
-            &host.routes
+        let table = match rule.table {
+            TABLE_MAIN => main,
+            TABLE => &host.routes,
+            _ => &host.unreachable,
         };
         let net = matching(table)?;
         let counts = rule
@@ -125,6 +129,7 @@ fn an_interface_that_goes_down_leaves_no_rule_behind() {
     let mut host = host(&wanted);
     wanted.up = false;
     wanted.addresses.clear();
+    wanted.only_mesh.clear();
     let ops = reconcile(&wanted, &host);
     apply(&mut host, &ops);
     let empty = Status {
@@ -132,6 +137,22 @@ fn an_interface_that_goes_down_leaves_no_rule_behind() {
         ..Status::default()
     };
     assert_eq!(host, empty);
+}
+
+#[test]
+fn without_its_interface_what_is_for_the_mesh_goes_nowhere() {
+    let mut host = host(&config(&["100.64.0.0/10", "fd00::/48"]));
+    // What the kernel does when the device dies with the agent.
+    host.routes.clear();
+    let main = nets(&["0.0.0.0/0", "100.64.0.0/12", "100.64.5.0/24", "::/0"]);
+    let check = |to: &str, table: u32| {
+        assert_eq!(lookup(&host, &main, to).unwrap().0, table, "{to}");
+    };
+    check("100.127.0.7", unreachable_table(TABLE));
+    check("fd00::7", unreachable_table(TABLE));
+    check("100.64.0.7", TABLE_MAIN);
+    check("100.64.5.7", TABLE_MAIN);
+    check("9.9.9.9", TABLE_MAIN);
 }
 
 #[test]
@@ -205,15 +226,16 @@ fn any_net() -> impl Strategy<Value = IpNet> {
 
 fn any_config() -> impl Strategy<Value = Config> {
     let nets = || prop::collection::btree_set(any_net(), 0..6);
-    (nets(), 1280..1282_u32, any::<bool>(), nets()).prop_map(|(addresses, mtu, up, routes)| {
-        Config {
+    (nets(), 1280..1282_u32, any::<bool>(), nets(), nets()).prop_map(
+        |(addresses, mtu, up, routes, only_mesh)| Config {
             addresses,
             mtu,
             up,
             routes,
+            only_mesh,
             table: TABLE,
-        }
-    })
+        },
+    )
 }
 
 proptest! {
@@ -224,7 +246,8 @@ proptest! {
         apply(&mut host, &ops);
         prop_assert!(reconcile(&second, &host).is_empty());
         prop_assert_eq!(host.up, second.up);
-        prop_assert_eq!(host.rules.is_empty(), host.routes.is_empty());
+        let nothing = host.routes.is_empty() && host.unreachable.is_empty();
+        prop_assert_eq!(host.rules.is_empty(), nothing);
     }
 
     #[test]

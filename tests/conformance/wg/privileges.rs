@@ -65,6 +65,7 @@ fn open_as_user() {
             mtu: 1280,
             up: true,
             routes: nets(&["100.64.0.0/10", "fd00:64::/48"]),
+            only_mesh: BTreeSet::new(),
             table: TABLE,
         };
         net.apply(&interface, &routes).await.unwrap();

@@ -78,14 +78,51 @@ fn the_interface_goes_down_without_leaving_anything() {
         })
     };
     let rules = || ["-4", "-6"].map(|family| a.run("ip", &[family, "rule"]).unwrap());
+    // The underlay's link-local address has a route of its own once it is no longer on trial.
+    mesh_tests::until("the underlay is settled", SOON, || {
+        let on_trial = a.run("ip", &["-6", "addr", "show", "tentative"]);
+        on_trial.unwrap().trim().is_empty()
+    })
+    .unwrap();
     let before = (list("route"), rules());
     let mut left = Node::new(&a, 1);
     assert_ne!(before, (list("route"), rules()));
     left.routes.up = false;
     left.routes.addresses.clear();
+    left.routes.only_mesh.clear();
     left.apply_routes();
     assert_eq!(before.1, rules());
     assert_eq!(before.0, list("route"));
+}
+
+/// ```text
+///  a ── eth0, default route ── the world
+/// ```
+#[test]
+fn without_its_device_the_mesh_is_unreachable_and_not_in_the_clear() {
+    let lab = lab();
+    let (a, b) = (lab.host("a").unwrap(), lab.host("b").unwrap());
+    for (family, gateway) in [("-4", b.v4().to_string()), ("-6", b.v6().to_string())] {
+        a.run("ip", &[family, "route", "add", "default", "via", &gateway])
+            .unwrap();
+    }
+    a.run("ip", &["route", "add", "100.64.5.0/24", "dev", "eth0"])
+        .unwrap();
+    let left = Node::new(&a, 1);
+    for to in ["100.64.0.9", "fd00:64::9"] {
+        assert_eq!(device(&a, to, 0), INTERFACE);
+    }
+    // As when the agent of a userspace device is killed.
+    a.run("ip", &["link", "del", INTERFACE]).unwrap();
+    for to in ["100.64.0.9", "fd00:64::9"] {
+        let route = a.run("ip", &["route", "get", to]);
+        assert!(route.is_err(), "{to}: {route:?}");
+        assert_eq!(device(&a, to, FWMARK), "eth0", "encrypted packets pass");
+    }
+    for to in ["100.64.5.9", "192.0.2.9", "2001:db8:99::9"] {
+        assert_eq!(device(&a, to, 0), "eth0");
+    }
+    drop(left);
 }
 
 #[test]
@@ -96,8 +133,12 @@ fn what_others_break_is_repaired() {
     let table = TABLE.to_string();
     a.run("ip", &["route", "flush", "table", &table]).unwrap();
     let priority = routes::FIRST_PRIORITY.to_string();
-    a.run("ip", &["rule", "del", "priority", &priority])
-        .unwrap();
+    for priority in [priority, routes::LAST_PRIORITY.to_string()] {
+        a.run("ip", &["rule", "del", "priority", &priority])
+            .unwrap();
+    }
+    let table = routes::unreachable_table(TABLE).to_string();
+    a.run("ip", &["route", "flush", "table", &table]).unwrap();
     a.run("ip", &["addr", "flush", "dev", INTERFACE]).unwrap();
     a.run("ip", &["link", "set", INTERFACE, "mtu", "1400"])
         .unwrap();
