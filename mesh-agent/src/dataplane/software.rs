@@ -476,8 +476,8 @@ mod tests {
         let mut flood = |n: u32| {
             let ports = [(n >> 8) as u16, 1_000 + (n & 0xff) as u16];
             let asked = engine.judge(Direction::Ingress, &mut udp(PEER, ME, ports), 1);
-            let answer = udp(ME, PEER, [ports[1], ports[0]]);
-            let answered = engine.judge(Direction::Egress, &mut answer.clone(), 1);
+            let mut answer = udp(ME, PEER, [ports[1], ports[0]]);
+            let answered = engine.judge(Direction::Egress, &mut answer, 1);
             assert!(asked.passes() && answered.passes(), "{n}");
         };
         (0..FLOW_CAPACITY).for_each(&mut flood);
