@@ -41,9 +41,14 @@ pub(super) type Attributes = BTreeMap<String, Value>;
 /// What a node reports of itself, and what the coordinator knows of it.
 pub(super) fn attributes(node: &Node) -> Attributes {
     let host = &node.host;
+    // As the hosted service has it: on Linux it is the kernel's, which can be compared.
+    let os_version = match host.os.as_str() {
+        "linux" => &host.kernel,
+        _ => &host.os_version,
+    };
     let texts = [
         ("node:os", &host.os),
-        ("node:osVersion", &host.os_version),
+        ("node:osVersion", os_version),
         ("node:kernel", &host.kernel),
         ("node:meshVersion", &host.agent_version),
     ];

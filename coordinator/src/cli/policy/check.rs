@@ -19,7 +19,10 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let text = read(file)?;
-    let name = file.display().to_string();
+    let name = match file == Path::new("-") {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    };
     let v1::CheckPolicyResponse { problems, warnings } = if offline {
         check(&text)
     } else {
