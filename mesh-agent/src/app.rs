@@ -24,6 +24,7 @@ use tonic::Status;
 use crate::config::{BackendChoice, Config};
 use crate::control::{self, Client};
 use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, host_info};
+use crate::flow_log::{self, FlowLog};
 use crate::local_api::{self, Facts, Service};
 use crate::snapshot::Snapshot;
 use crate::stack::{self, Around, Handle, Ports};
@@ -95,7 +96,15 @@ impl Agent {
         let (handle, handles) = watch::channel(None);
         let host = host_info(&facts.backend);
         let (line, asker) = control::asker();
-        let service = Service::new(commands, looks.clone(), handles.clone(), asker, facts);
+        let flow_log = FlowLog::default();
+        let service = Service::new(
+            commands,
+            looks.clone(),
+            handles.clone(),
+            asker,
+            flow_log.clone(),
+            facts,
+        );
         tasks.spawn(local_api::serve(socket, service, stop.clone()));
         if let Some(listener) = metrics {
             tasks.spawn(metrics::serve(listener, looks, handles, stop.clone()));
@@ -110,6 +119,7 @@ impl Agent {
                     handle,
                     line,
                     commands: command_inbox,
+                    flow_log,
                 };
                 let running = healthy(parts, loaded, stop.clone(), tasks.clone());
                 tasks.spawn(Box::pin(running));
@@ -139,6 +149,7 @@ struct Parts {
     handle: watch::Sender<Option<Handle>>,
     line: watch::Sender<control::Line>,
     commands: mpsc::Receiver<Command>,
+    flow_log: FlowLog,
 }
 
 fn choice(choice: BackendChoice) -> wg::Choice {
@@ -185,6 +196,7 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
         handle,
         line,
         commands,
+        flow_log,
     } = parts;
     let Loaded {
         identity,
@@ -221,11 +233,16 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
         around,
         stop.clone(),
     ));
+    if let Some(path) = config.flow_log.clone() {
+        let (log, told) = (flow_log.clone(), teller.clone());
+        tasks.spawn(flow_log::write(path, log, told, stop.clone()));
+    }
     let ports = Ports {
         plans,
         around: surroundings,
         told: teller,
         handle,
+        flow_log,
     };
     tasks.spawn(stack::supervise(
         stack_settings(&config),

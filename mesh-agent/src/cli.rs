@@ -18,10 +18,13 @@ use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 
 mod client;
+mod flows;
 mod ping;
 mod policy;
 pub mod render;
+mod top;
 mod verbs;
+mod why;
 
 /// Where a packaged agent listens.
 const SOCKET: &str = "/run/mesh-agent/agent.sock";
@@ -70,6 +73,13 @@ enum Verb {
         #[command(subcommand)]
         verb: policy::Verb,
     },
+    /// What became of flows and of denied packets, as the packet filter saw it
+    Flows(Flows),
+    /// What the packet filter would do with a new flow now, beside what the policy says; ends with 1
+    /// if the two differ
+    Why(Why),
+    /// Which peers, rules and drop reasons are busiest
+    Top(Top),
     /// The versions of this command and of the agent
     Version,
     /// For those who look for a fault
@@ -116,8 +126,51 @@ struct Ping {
     timeout: u32,
 }
 
+#[derive(clap::Args, Debug)]
+struct Flows {
+    /// Go on with what comes
+    #[arg(short, long)]
+    follow: bool,
+    /// Only flows with this node, tag, user or address at either end
+    #[arg(long, value_name = "WHO")]
+    peer: Option<String>,
+    /// Only flows that the rule on this line of the policy decided
+    #[arg(long, value_name = "LINE")]
+    rule: Option<u32>,
+    /// Only `allowed` or `denied` flows, or those dropped for a reason that `mesh counters` names
+    #[arg(long)]
+    verdict: Option<String>,
+    /// Only flows to this port
+    #[arg(long)]
+    port: Option<u16>,
+    /// Only flows of this protocol
+    #[arg(long)]
+    proto: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
+struct Why {
+    /// Who opens the flow: a node's name or an address
+    source: String,
+    /// To what, as node:22/tcp
+    #[arg(value_name = "DST:PORT/PROTO")]
+    destination: String,
+}
+
+#[derive(clap::Args, Debug)]
+struct Top {
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Stop after so many looks; 0: on Ctrl-C
+    #[arg(long, default_value_t = 0)]
+    count: u32,
+}
+
 #[derive(Subcommand, Debug)]
 enum DebugVerb {
+    /// How full the packet filter's maps are
+    Maps,
     /// Print what the agent thinks, as JSON without secrets, to send along with a report
     Bundle,
 }

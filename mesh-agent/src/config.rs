@@ -87,6 +87,9 @@ pub struct Settings {
     /// Serves /metrics and /readyz on this loopback address; absent: not at all
     #[arg(long, env = "MESH_AGENT_METRICS", value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Writes the flow log to this file as JSON lines; absent: only `mesh flows` shows it
+    #[arg(long, env = "MESH_AGENT_FLOW_LOG", value_name = "FILE")]
+    pub flow_log: Option<PathBuf>,
     /// text or json [default: text]
     #[arg(long, env = "MESH_AGENT_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -113,6 +116,7 @@ pub struct Config {
     pub dns: bool,
     pub dns_helper: PathBuf,
     pub metrics: Option<SocketAddr>,
+    pub flow_log: Option<PathBuf>,
     pub log_format: LogFormat,
     pub log: String,
     pub name: Option<String>,
@@ -163,6 +167,7 @@ impl Config {
                 .or(file.dns_helper)
                 .unwrap_or_else(|| "/run/mesh-dns-helper.sock".into()),
             metrics: flags.metrics.or(file.metrics),
+            flow_log: flags.flow_log.or(file.flow_log),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             log: flags.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             name: flags.name.or(file.name),

@@ -27,10 +27,13 @@ pub mod software;
 mod sweep;
 mod tables;
 mod upgrade;
+mod usage;
+mod walk;
 
 pub use loader::{AttachError, Dataplane, Foreign, Options};
 pub use mesh_common::event::{EventKind, FlowEvent};
 pub use tables::ApplyError;
+pub use usage::Usage;
 
 /// How many packets met which end.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -20,6 +20,7 @@ pub mod dataplane;
 pub mod disk;
 pub mod dns;
 pub mod eventloop;
+pub mod flow_log;
 pub mod local_api;
 pub mod metrics;
 pub mod net;

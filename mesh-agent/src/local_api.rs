@@ -18,14 +18,19 @@ use tonic::{Request, Response, Status};
 
 use crate::control::Asker;
 use crate::eventloop::Command;
+use crate::flow_log::FlowLog;
 use crate::snapshot::{Family, Snapshot, Whois};
-use crate::stack::Handle;
+use crate::stack::{Enforcer, Handle};
 
 mod bundle;
 mod counters;
+mod flows;
+mod maps;
 pub mod ping;
 mod policy;
 mod socket;
+mod top;
+mod why;
 
 pub use socket::{Caller, bind, serve};
 
@@ -33,6 +38,8 @@ pub use socket::{Caller, bind, serve};
 const LONGEST_PING: Duration = Duration::from_secs(30);
 /// Pings under way at once: each holds a raw socket, and anybody who may look may ping.
 const MOST_PINGS: usize = 32;
+/// Readers of the flow log at once.
+const MOST_FOLLOWERS: usize = 16;
 /// Messages of the user's command are small.
 const LARGEST_REQUEST: usize = 64 << 10;
 
@@ -43,8 +50,10 @@ pub struct Service {
     snapshot: watch::Receiver<Snapshot>,
     handle: watch::Receiver<Option<Handle>>,
     asker: Asker,
+    flow_log: FlowLog,
     facts: Arc<Facts>,
     pings: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
 }
 
 /// What does not change while the agent runs.
@@ -64,6 +73,7 @@ impl Service {
         snapshot: watch::Receiver<Snapshot>,
         handle: watch::Receiver<Option<Handle>>,
         asker: Asker,
+        flow_log: FlowLog,
         facts: Facts,
     ) -> Self {
         Self {
@@ -71,8 +81,10 @@ impl Service {
             snapshot,
             handle,
             asker,
+            flow_log,
             facts: Arc::new(facts),
             pings: Arc::new(Semaphore::new(MOST_PINGS)),
+            followers: Arc::new(Semaphore::new(MOST_FOLLOWERS)),
         }
     }
 
@@ -83,6 +95,13 @@ impl Service {
     /// The device and the filter, if they stand.
     fn handle(&self) -> Option<Handle> {
         self.handle.borrow().clone()
+    }
+
+    fn filter(&self) -> Result<Arc<Enforcer>, Status> {
+        let handle = self.handle();
+        let handle = handle
+            .ok_or_else(|| Status::failed_precondition("nothing is filtered: this node is down"))?;
+        Ok(handle.enforcer)
     }
 
     /// What the device says of its peers; empty without a device.
@@ -209,11 +228,8 @@ impl Local for Service {
         _: Request<v1::CountersRequest>,
     ) -> Result<Response<v1::CountersResponse>, Status> {
         let look = self.look();
-        let handle = self
-            .handle()
-            .ok_or_else(|| Status::failed_precondition("nothing is filtered: this node is down"))?;
-        let counters = handle
-            .enforcer
+        let counters = self
+            .filter()?
             .counters()
             .map_err(|error| Status::internal(format!("{error:#}")))?;
         Ok(Response::new(counters::response(&look, &counters)))
@@ -230,6 +246,39 @@ impl Local for Service {
         check_writer(&request, &self.facts)?;
         let answer = self.asker.ask_policy(request.into_inner()).await?;
         Ok(Response::new(answer))
+    }
+
+    type FlowsStream = flows::Records;
+
+    async fn flows(
+        &self,
+        request: Request<v1::FlowsRequest>,
+    ) -> Result<Response<Self::FlowsStream>, Status> {
+        let turn = self.followers.clone().try_acquire_owned();
+        let turn =
+            turn.map_err(|_| Status::resource_exhausted("too many readers of the flow log"))?;
+        flows::records(&self.flow_log, request.into_inner(), turn).map(Response::new)
+    }
+
+    async fn why(
+        &self,
+        request: Request<v1::WhyRequest>,
+    ) -> Result<Response<v1::WhyResponse>, Status> {
+        let (look, handle) = (self.look(), self.handle());
+        why::answer(&look, handle.as_ref(), &request.into_inner()).map(Response::new)
+    }
+
+    async fn top(&self, _: Request<v1::TopRequest>) -> Result<Response<v1::TopResponse>, Status> {
+        let filter = self.filter()?;
+        top::response(&self.look(), &filter).map(Response::new)
+    }
+
+    async fn maps(
+        &self,
+        _: Request<v1::MapsRequest>,
+    ) -> Result<Response<v1::MapsResponse>, Status> {
+        let filter = self.filter()?;
+        maps::response(&filter).map(Response::new)
     }
 
     async fn debug_bundle(

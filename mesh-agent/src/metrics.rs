@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_common::maps::Count;
 use mesh_core::agent::Standing;
 use mesh_core::health::Severity;
 use tokio::net::{TcpListener, TcpStream};
@@ -176,26 +177,56 @@ fn metrics(look: &Snapshot, counters: Option<&Counters>) -> String {
         let _ = writeln!(text, "{name}{{condition=\"{condition}\"}} 1");
     }
     if let Some(counters) = counters {
-        packets(&mut text, counters);
+        dataplane(&mut text, look, counters);
     }
     text
 }
 
-fn packets(text: &mut String, counters: &Counters) {
-    let name = "mesh_dataplane_passed_packets_total";
-    let help = "Packets that the policy let pass.";
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
-    for (direction, count) in &counters.passed {
-        let (direction, packets) = (direction.name(), count.packets);
-        let _ = writeln!(text, "{name}{{direction=\"{direction}\"}} {packets}");
+/// A counter of packets and one of bytes, of the same things.
+fn counts(
+    text: &mut String,
+    what: &str,
+    help: &str,
+    counts: impl Iterator<Item = (String, Count)> + Clone,
+) {
+    for unit in ["packets", "bytes"] {
+        let name = format!("mesh_dataplane_{what}_{unit}_total");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+        for (labels, count) in counts.clone() {
+            let value = match unit {
+                "packets" => count.packets,
+                _ => count.bytes,
+            };
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        }
     }
-    let name = "mesh_dataplane_dropped_packets_total";
-    let help = "Packets that were dropped, by reason.";
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
-    for ((direction, reason), count) in &counters.dropped {
-        let (direction, reason, packets) = (direction.name(), reason.name(), count.packets);
+}
+
+fn dataplane(text: &mut String, look: &Snapshot, counters: &Counters) {
+    let passed = counters.passed.iter().map(|(direction, count)| {
+        let labels = format!("direction=\"{}\"", direction.name());
+        (labels, *count)
+    });
+    counts(text, "passed", "What the policy let pass.", passed);
+    let dropped = counters.dropped.iter().map(|((direction, reason), count)| {
+        let (direction, reason) = (direction.name(), reason.name());
         let labels = format!("direction=\"{direction}\",reason=\"{reason}\"");
-        let _ = writeln!(text, "{name}{{{labels}}} {packets}");
+        (labels, *count)
+    });
+    counts(text, "dropped", "What was dropped, by reason.", dropped);
+    let rules = look.netmap.as_deref().map(|netmap| &netmap.policy.rules);
+    let rules = counters.rules.iter().map(|(rule, count)| {
+        let line = rules.and_then(|rules| rules.get(rule));
+        let line = line.map_or(0, |rule| rule.line);
+        (format!("rule=\"{}\",line=\"{line}\"", rule.0), *count)
+    });
+    let help = "Flows that a rule admitted by their first packet, and packets that it refused.";
+    counts(text, "rule", help, rules);
+    let name = "mesh_dataplane_events_lost_total";
+    let help = "Events of the flow log that could not be told, by kind.";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+    for (kind, count) in &counters.events_lost {
+        let _ = writeln!(text, "{name}{{kind=\"{}\"}} {count}", kind.name());
     }
 }
 
@@ -229,6 +260,27 @@ mod tests {
         let text = response.body();
         assert!(text.contains("mesh_agent_health{condition=\"StateCorrupt\"} 1\n"));
         assert!(text.contains("mesh_control_connected 0\n"));
+    }
+
+    #[test]
+    fn packets_are_counted_by_reason_and_by_rule() {
+        use mesh_common::{Direction, DropReason, RuleId};
+        let count = Count {
+            packets: 3,
+            bytes: 180,
+        };
+        let counters = Counters {
+            dropped: [((Direction::Ingress, DropReason::NoRule), count)].into(),
+            rules: [(RuleId(7), count)].into(),
+            ..Counters::default()
+        };
+        let response = respond(&Method::GET, "/metrics", &broken(), Some(&counters));
+        for line in [
+            "mesh_dataplane_dropped_bytes_total{direction=\"ingress\",reason=\"no rule\"} 180\n",
+            "mesh_dataplane_rule_packets_total{rule=\"7\",line=\"0\"} 3\n",
+        ] {
+            assert!(response.body().contains(line), "{}", response.body());
+        }
     }
 
     #[test]

@@ -24,17 +24,20 @@ use tracing::Instrument as _;
 use crate::brief;
 use crate::dns;
 use crate::eventloop::Told;
+use crate::flow_log::FlowLog;
 use crate::net::Net;
 use crate::wg::{self, Backend, Choice, Interface};
 
 mod actuate;
 mod enforcer;
+mod log_flows;
 mod watch_filter;
 
 pub use enforcer::Enforcer;
 
 use actuate::{Control, actuate};
 use enforcer::Raised;
+use log_flows::Feed;
 
 /// Until a raise that failed is tried again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -84,6 +87,7 @@ pub struct Ports {
     pub around: watch::Receiver<Around>,
     pub told: mpsc::Sender<Told>,
     pub handle: watch::Sender<Option<Handle>>,
+    pub flow_log: FlowLog,
 }
 
 /// Why a stack ended.
@@ -228,7 +232,9 @@ fn spawn(
         plans: ports.plans.clone(),
         told: ports.told.clone(),
     };
-    let filter = actuate::Filter::new(handle.enforcer.clone(), ports.around.clone(), interface);
+    let (ended, endings) = mpsc::channel(1);
+    let around = ports.around.clone();
+    let filter = actuate::Filter::new(handle.enforcer.clone(), around, interface, ended);
     let first = actuate(filter, control(Actuator::Dataplane), Some(loaded));
     tasks.spawn(first.instrument(tracing::info_span!("dataplane")));
 
@@ -257,7 +263,13 @@ fn spawn(
         tasks.spawn(actuate::after(loading, task).instrument(tracing::info_span!("dns")));
     }
     if let Some(events) = handle.enforcer.events() {
-        tasks.spawn(actuate::log_drops(events).instrument(tracing::info_span!("dataplane")));
+        let feed = Feed {
+            enforcer: handle.enforcer.clone(),
+            plans: ports.plans.clone(),
+            log: ports.flow_log.clone(),
+        };
+        let task = feed.run(events, endings);
+        tasks.spawn(task.instrument(tracing::info_span!("flow_log")));
     }
     tasks
 }

@@ -490,6 +490,61 @@ pub(crate) fn bpf_prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u
     Ok(ids.into_iter().take(query.prog_cnt as usize).collect())
 }
 
+/// `BPF_MAP_GET_NEXT_KEY` of `enum bpf_cmd`.
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+
+/// The arm of `union bpf_attr` for elements of maps.
+#[repr(C)]
+#[derive(Default)]
+struct MapElement {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    next_key: u64,
+}
+
+/// How many keys of `key_size` bytes a map has, up to `most`: keys that come and go while they are
+/// counted could keep one counting for ever.
+pub(crate) fn bpf_map_count(map: impl AsFd, key_size: u32, most: u32) -> io::Result<u32> {
+    // The kernel reads and writes as many bytes as its keys have, whatever the caller believes.
+    const LONGEST: usize = 512;
+    if key_size == 0 || key_size as usize > LONGEST {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (mut key, mut next) = ([0_u8; LONGEST], [0_u8; LONGEST]);
+    for count in 0..most {
+        let element = MapElement {
+            map_fd: number(map.as_fd()),
+            key: if count == 0 {
+                0
+            } else {
+                (&raw const key).addr() as u64
+            },
+            next_key: (&raw mut next).addr() as u64,
+            ..MapElement::default()
+        };
+        // SAFETY: a key is at most 512 bytes long (MAX_BPF_STACK), as long as both buffers, which
+        // outlive the call; the kernel reads the size given of `element`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_GET_NEXT_KEY,
+                &raw const element,
+                size_of::<MapElement>(),
+            )
+        };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::NotFound => Ok(count),
+                _ => Err(error),
+            };
+        }
+        key = next;
+    }
+    Ok(most)
+}
+
 /// `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` of `enum bpf_cmd`.
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_DETACH: libc::c_int = 9;

@@ -313,7 +313,7 @@ fn ask(tables: &impl Lookup, ends: &Judged, proto: u8, opened: Direction, port: 
 
 /// The port that policy sees when the flow is opened.
 #[inline(always)]
-fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
+pub fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
     match key.proto {
         proto::ICMP => 8,
         proto::ICMPV6 => 128,

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`key`] and [`node`] name things, [`world`] holds the coordinator's truth,
 //! [`policy`] turns text into who-may-reach-whom, [`netmap`] is one node's part of both. On the node,
-//! [`control`] keeps the netmap current, [`desired`] says what the kernel should hold, and [`agent`]
+//! [`control`] keeps the netmap current, [`desired`] says what the kernel should hold, [`flow`] what became of packets there, and [`agent`]
 //! composes the machines into the one that the agent's event loop drives.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ pub mod control;
 pub mod dataplane;
 pub mod desired;
 pub mod dns;
+pub mod flow;
 pub mod health;
 pub mod ipam;
 pub mod key;

@@ -11,3 +11,4 @@
 mod field;
 mod foreign;
 mod life;
+mod revoke;

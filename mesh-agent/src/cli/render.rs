@@ -232,7 +232,7 @@ pub(super) fn counters(counters: &v1::CountersResponse) -> Vec<String> {
 
 // === for both ===
 
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count;
     let mut unit = 0;
@@ -249,7 +249,7 @@ fn bytes(count: u64) -> String {
 }
 
 /// Columns as wide as their widest cell. Cells are made harmless first, so the widths hold.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> Vec<String> {

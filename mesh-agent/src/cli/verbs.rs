@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use mesh_api::v1;
 use serde_json::json;
 
-use super::{Args, DebugVerb, Failed, Up, Verb, client, ping, policy, render, safe, say};
+use super::{
+    Args, DebugVerb, Failed, Up, Verb, client, flows, ping, policy, render, safe, say, top, why,
+};
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     let json = args.json;
@@ -68,6 +70,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
             }
         }
         Verb::Policy { verb } => policy::run(&mut agent, verb, json).await?,
+        Verb::Flows(args) => return flows::run(&mut agent, args, json).await,
+        Verb::Why(args) => return why::run(&mut agent, &args, json).await,
+        Verb::Top(args) => return top::run(&mut agent, &args, json).await,
+        Verb::Debug {
+            verb: DebugVerb::Maps,
+        } => top::maps(&mut agent, json).await?,
         Verb::Debug {
             verb: DebugVerb::Bundle,
         } => {

@@ -9,8 +9,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use aya::maps::Map;
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use mesh_common::Direction;
+use mesh_common::event::{DenyEntry, DenyKey, Explanation};
+use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps::{self, PINNED, Shape};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
@@ -25,6 +28,7 @@ use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
 use super::upgrade::carry_flows;
+use super::usage::Usage;
 use super::{Counters, FlowEvent};
 
 /// How to load.
@@ -291,6 +295,45 @@ impl Dataplane {
     /// the packet path honours timeouts by itself, this frees their memory.
     pub fn sweep(&mut self) -> Result<usize, ApplyError> {
         self.kernel.sweep()
+    }
+
+    /// Ends the flows that `tables` no longer allow, and returns them with their tombstones. To be called
+    /// with what was applied, after every change: packets of such flows are dropped in any case, this tells of those
+    /// that send none.
+    pub fn review(&mut self, tables: &Tables) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        self.kernel.review(tables)
+    }
+
+    /// Established flows, with what they carried.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        self.kernel.flows()
+    }
+
+    /// How full the maps are.
+    pub fn usage(&self) -> anyhow::Result<Vec<Usage>> {
+        self.pins.usage()
+    }
+
+    /// What the programs would do with the packet, which goes this way: asked of dry ones over the same
+    /// maps, which remember nothing and count nothing.
+    pub fn explain(&mut self, direction: Direction, packet: &[u8]) -> anyhow::Result<Explanation> {
+        let name = match direction {
+            Direction::Ingress => "why_in",
+            Direction::Egress => "why_eg",
+        };
+        let mut out = vec![0; packet.len()];
+        let run = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        classifier(&mut self.ebpf, name)?.test_run(run)?;
+        Explanation::from_bytes(&out).context("a dry run gave back too little")
+    }
+
+    /// Denied packets, counted since the maps were made.
+    pub fn denials(&self) -> Result<Vec<(DenyKey, DenyEntry)>, ApplyError> {
+        self.kernel.denials()
     }
 
     /// Whether our programs still are where they were put, and nobody's before them.

@@ -179,6 +179,10 @@ impl Pins {
         Ok(Self { folder, maps })
     }
 
+    pub(super) fn maps(&self) -> &[(&'static str, MapData)] {
+        &self.maps
+    }
+
     /// Whether the next agent would find them.
     pub(super) fn are_there(&self) -> bool {
         self.maps

@@ -27,6 +27,7 @@ use super::{Counters, EVENT_QUEUE, EventKind, FlowEvent};
 use told::{Packet, Told};
 
 mod told;
+mod walk;
 
 /// A filter that any thread may ask.
 #[derive(Debug)]

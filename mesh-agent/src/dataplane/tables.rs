@@ -14,6 +14,7 @@ use aya::maps::{
 use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
+use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::policy::PolicyPrefix;
@@ -75,6 +76,7 @@ pub struct Kernel {
     pub(super) peer_freed: HashMap<MapData, u32, PeerFreed>,
     /// Established flows that the kernel's table holds: whoever made it has decided.
     flow_capacity: u32,
+    pub(super) denials: HashMap<MapData, DenyKey, DenyEntry>,
     config: Config,
     observed: Tables,
     /// The policy in use, once it is one of ours.
@@ -125,6 +127,7 @@ impl Kernel {
             half_open: take(ebpf, maps::CT_NEW)?,
             peer_load: take(ebpf, maps::PEER_LOAD)?,
             peer_freed: take(ebpf, maps::PEER_FREED)?,
+            denials: take(ebpf, maps::DENY_AGG)?,
             config: Config::default(),
             observed: Tables::default(),
             active: None,

@@ -14,9 +14,9 @@ use mesh_core::wireguard;
 use rand_core::RngCore as _;
 use tokio::sync::{mpsc, watch};
 
+use super::log_flows::Ended;
 use super::{Around, Door, Enforcer, Plans};
 use crate::brief;
-use crate::dataplane::{EventKind, FlowEvent};
 use crate::dns;
 use crate::eventloop::Told;
 use crate::net::Net;
@@ -98,6 +98,8 @@ pub(super) struct Filter {
     around: watch::Receiver<Around>,
     interface: String,
     loaded: Option<Tables>,
+    /// Whom to tell of flows that a change has ended.
+    ended: mpsc::Sender<Ended>,
 }
 
 impl Filter {
@@ -105,12 +107,14 @@ impl Filter {
         enforcer: Arc<Enforcer>,
         around: watch::Receiver<Around>,
         interface: &Interface,
+        ended: mpsc::Sender<Ended>,
     ) -> Self {
         Self {
             enforcer,
             around,
             interface: interface.name.clone(),
             loaded: None,
+            ended,
         }
     }
 }
@@ -123,6 +127,10 @@ impl Actuate for Filter {
             self.loaded = None;
             self.enforcer.apply(&plan.dataplane)?;
             self.loaded = Some(plan.dataplane.clone());
+            let ended = self.enforcer.review(&plan.dataplane)?;
+            tracing::debug!(flows = ended.len(), "flows that the policy ends");
+            // Without a reader nobody wants to know.
+            let _ = self.ended.send(ended).await;
         }
         let others = around.interfaces.iter().map(String::as_str);
         self.enforcer
@@ -141,24 +149,6 @@ impl Actuate for Filter {
                 }
             }
         }
-    }
-}
-
-/// Tells the log of dropped packets, for those who look for a fault.
-pub(super) async fn log_drops(mut events: mpsc::Receiver<FlowEvent>) {
-    while let Some(event) = events.recv().await {
-        if event.kind() != Some(EventKind::Denied) {
-            continue;
-        }
-        let reason = event.reason().map_or("unknown", |reason| reason.name());
-        tracing::debug!(
-            reason,
-            remote = %event.key.remote,
-            local = %event.key.local,
-            proto = event.key.proto,
-            rule = event.rule.0,
-            "dropped a packet"
-        );
     }
 }
 

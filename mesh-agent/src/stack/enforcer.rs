@@ -5,20 +5,28 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::{Direction, DropReason};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
+use mesh_core::dataplane::why::{Answer, Question};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
+use super::log_flows::Ended;
 use super::{Settings, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
-use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options};
+use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Usage};
 use crate::wg::{self, Backend, Choice, Judgement};
+
+/// Where flows come from that are only asked about: the service of discarding, which no client has.
+const ASKING_PORT: u16 = 9;
 
 /// The filter of one device.
 #[derive(Debug)]
@@ -115,6 +123,73 @@ impl Enforcer {
         match self {
             Self::Programs(programs) => locked(programs).events().ok().flatten(),
             Self::InProcess(filter) => Some(filter.events()),
+        }
+    }
+
+    /// Ends the flows that `tables`, which were applied, no longer allow; returns them.
+    pub(super) fn review(&self, tables: &Tables) -> anyhow::Result<Ended> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).review(tables)).context("review the flows")
+            }
+            Self::InProcess(filter) => Ok(filter.review(tables)),
+        }
+    }
+
+    /// Established flows.
+    pub fn flows(&self) -> anyhow::Result<Vec<(FlowKey, FlowEntry)>> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).flows()).context("read the flows")
+            }
+            Self::InProcess(filter) => Ok(filter.flows()),
+        }
+    }
+
+    /// What would become of a new flow.
+    pub fn why(&self, question: &Question, direction: Direction) -> anyhow::Result<Answer> {
+        let packet = question.packet(ASKING_PORT);
+        match self {
+            Self::Programs(programs) => {
+                let explained = block_in_place(|| locked(programs).explain(direction, &packet))?;
+                Ok(Answer {
+                    drop: DropReason::from_number(explained.reason),
+                    rule: explained.rule,
+                })
+            }
+            Self::InProcess(filter) => Ok(filter.explain(direction, &packet)),
+        }
+    }
+
+    /// How full the kernel's maps are; `None` where there are none.
+    pub fn usage(&self) -> anyhow::Result<Option<Vec<Usage>>> {
+        match self {
+            Self::Programs(programs) => {
+                let programs = locked(programs);
+                block_in_place(|| programs.usage()).map(Some)
+            }
+            Self::InProcess(_) => Ok(None),
+        }
+    }
+
+    /// Denied packets, counted.
+    pub(super) fn denials(&self) -> anyhow::Result<Vec<(DenyKey, DenyEntry)>> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).denials()).context("read the denials")
+            }
+            Self::InProcess(filter) => Ok(filter.denials()),
+        }
+    }
+
+    /// The clock that stamps flows.
+    pub(super) fn clock(&self) -> Duration {
+        match self {
+            Self::Programs(_) => {
+                let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+                Duration::try_from(now).unwrap_or_default()
+            }
+            Self::InProcess(filter) => filter.clock(),
         }
     }
 

@@ -3466,6 +3466,170 @@ pub struct DebugBundle {
     #[prost(string, tag = "1")]
     pub json: ::prost::alloc::string::String,
 }
+/// Every part that is set must hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowsRequest {
+    #[prost(bool, tag = "1")]
+    pub follow: bool,
+    /// a node's name, a tag, a user or an address, at either end
+    #[prost(string, tag = "2")]
+    pub peer: ::prost::alloc::string::String,
+    /// of the policy
+    #[prost(uint32, tag = "3")]
+    pub line: u32,
+    /// `allowed`, `denied`, or a drop reason
+    #[prost(string, tag = "4")]
+    pub verdict: ::prost::alloc::string::String,
+    /// the destination's
+    #[prost(uint32, optional, tag = "5")]
+    pub port: ::core::option::Option<u32>,
+    /// IP protocol number
+    #[prost(uint32, optional, tag = "6")]
+    pub proto: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowRecord {
+    /// `opened`, `confirmed`, `active`, `closed`, `idle`, `revoked`, `denied`; or `lost`: so many
+    /// events of the kind in `reason` were not told.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// since 1970
+    #[prost(uint64, tag = "2")]
+    pub time_ns: u64,
+    /// when the flow was opened, or the first of the denied packets came
+    #[prost(uint64, tag = "3")]
+    pub start_ns: u64,
+    #[prost(uint32, tag = "4")]
+    pub proto: u32,
+    #[prost(string, tag = "5")]
+    pub direction: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "6")]
+    pub source: ::core::option::Option<FlowEnd>,
+    #[prost(message, optional, tag = "7")]
+    pub destination: ::core::option::Option<FlowEnd>,
+    /// why packets are dropped
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "9")]
+    pub rule: u32,
+    /// of the policy, 0 where the rule is not known any more
+    #[prost(uint32, tag = "10")]
+    pub line: u32,
+    #[prost(string, tag = "11")]
+    pub summary: ::prost::alloc::string::String,
+    /// from the source
+    #[prost(uint64, tag = "12")]
+    pub packets: u64,
+    #[prost(uint64, tag = "13")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "14")]
+    pub reply_packets: u64,
+    #[prost(uint64, tag = "15")]
+    pub reply_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowEnd {
+    /// empty where the packet path kept none
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    #[prost(uint32, tag = "3")]
+    pub identity: u32,
+    #[prost(string, tag = "4")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "5")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "6")]
+    pub user: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhyRequest {
+    /// a node's name or an address
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub proto: u32,
+    /// for ICMP the message type
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhyResponse {
+    #[prost(string, tag = "1")]
+    pub direction: ::prost::alloc::string::String,
+    /// the addresses that were asked about
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub kernel: ::core::option::Option<Judgement>,
+    #[prost(message, optional, tag = "5")]
+    pub policy: ::core::option::Option<Judgement>,
+    /// They do not agree: the packet path does not enforce what the policy says.
+    #[prost(bool, tag = "6")]
+    pub differs: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Judgement {
+    #[prost(bool, tag = "1")]
+    pub allowed: bool,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub help: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub rule: u32,
+    #[prost(uint32, tag = "5")]
+    pub line: u32,
+    #[prost(string, tag = "6")]
+    pub summary: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TopResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub peers: ::prost::alloc::vec::Vec<TopPeer>,
+    #[prost(message, optional, tag = "2")]
+    pub counters: ::core::option::Option<CountersResponse>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopPeer {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub flows: u64,
+    #[prost(uint64, tag = "3")]
+    pub received_packets: u64,
+    #[prost(uint64, tag = "4")]
+    pub received_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub sent_packets: u64,
+    #[prost(uint64, tag = "6")]
+    pub sent_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MapsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MapsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub maps: ::prost::alloc::vec::Vec<MapUse>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MapUse {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+    #[prost(uint64, tag = "3")]
+    pub capacity: u64,
+    #[prost(uint64, tag = "4")]
+    pub memory_bytes: u64,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Severity {
@@ -3726,6 +3890,85 @@ pub mod local_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "DebugBundle"));
             self.inner.unary(req, path, codec).await
         }
+        /// The flow log: what the agent remembers of it, and with `follow` what comes.
+        pub async fn flows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FlowRecord>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Local/Flows");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "Flows"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What would become of a new flow: the packet path's word beside the policy's.
+        pub async fn why(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhyRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhyResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Local/Why");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "Why"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who uses how much, as far as the packet path has seen it.
+        pub async fn top(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TopRequest>,
+        ) -> std::result::Result<tonic::Response<super::TopResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Local/Top");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "Top"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How full the packet path's maps are.
+        pub async fn maps(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MapsRequest>,
+        ) -> std::result::Result<tonic::Response<super::MapsResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.v1.Local/Maps");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.v1.Local", "Maps"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3778,6 +4021,32 @@ pub mod local_server {
             &self,
             request: tonic::Request<super::DebugBundleRequest>,
         ) -> std::result::Result<tonic::Response<super::DebugBundle>, tonic::Status>;
+        /// Server streaming response type for the Flows method.
+        type FlowsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FlowRecord, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The flow log: what the agent remembers of it, and with `follow` what comes.
+        async fn flows(
+            &self,
+            request: tonic::Request<super::FlowsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FlowsStream>, tonic::Status>;
+        /// What would become of a new flow: the packet path's word beside the policy's.
+        async fn why(
+            &self,
+            request: tonic::Request<super::WhyRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhyResponse>, tonic::Status>;
+        /// Who uses how much, as far as the packet path has seen it.
+        async fn top(
+            &self,
+            request: tonic::Request<super::TopRequest>,
+        ) -> std::result::Result<tonic::Response<super::TopResponse>, tonic::Status>;
+        /// How full the packet path's maps are.
+        async fn maps(
+            &self,
+            request: tonic::Request<super::MapsRequest>,
+        ) -> std::result::Result<tonic::Response<super::MapsResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct LocalServer<T> {
@@ -4184,6 +4453,181 @@ pub mod local_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DebugBundleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Local/Flows" => {
+                    #[allow(non_camel_case_types)]
+                    struct FlowsSvc<T: Local>(pub Arc<T>);
+                    impl<
+                        T: Local,
+                    > tonic::server::ServerStreamingService<super::FlowsRequest>
+                    for FlowsSvc<T> {
+                        type Response = super::FlowRecord;
+                        type ResponseStream = T::FlowsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FlowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::flows(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FlowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Local/Why" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhySvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::WhyRequest>
+                    for WhySvc<T> {
+                        type Response = super::WhyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::why(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Local/Top" => {
+                    #[allow(non_camel_case_types)]
+                    struct TopSvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::TopRequest>
+                    for TopSvc<T> {
+                        type Response = super::TopResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TopRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::top(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.v1.Local/Maps" => {
+                    #[allow(non_camel_case_types)]
+                    struct MapsSvc<T: Local>(pub Arc<T>);
+                    impl<T: Local> tonic::server::UnaryService<super::MapsRequest>
+                    for MapsSvc<T> {
+                        type Response = super::MapsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MapsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Local>::maps(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MapsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -28,7 +28,7 @@ pub(super) struct Packet<'a> {
 pub(super) struct Told {
     pub(super) events: Option<mpsc::Sender<FlowEvent>>,
     tokens: [Bucket; EventKind::ALL.len()],
-    denials: HashMap<DenyKey, DenyEntry>,
+    pub(super) denials: HashMap<DenyKey, DenyEntry>,
     pub(super) lost: [u64; EventKind::ALL.len()],
 }
 

@@ -1,0 +1,150 @@
+//! `mesh why`: what the packet path would do with a new flow now, beside what the policy says.
+
+use std::process::ExitCode;
+
+use mesh_api::v1;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{Failed, Why, render, safe, say};
+
+pub(super) async fn run(agent: &mut Client, args: &Why, json: bool) -> Result<ExitCode, Failed> {
+    let (destination, port, proto) = target(&args.destination)?;
+    let request = v1::WhyRequest {
+        source: args.source.clone(),
+        destination,
+        proto: proto.into(),
+        port: port.into(),
+    };
+    let answer = agent.why(request).await?.into_inner();
+    if json {
+        say(&render::pretty(&answer_json(&answer)))?;
+    } else {
+        for line in lines(&answer) {
+            say(&safe(&line))?;
+        }
+    }
+    // Scripts watch for the alarm.
+    Ok(match answer.differs {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// `HOST:PORT/PROTO`, `HOST/icmp`, `[ADDRESS]:PORT/PROTO`.
+fn target(text: &str) -> Result<(String, u16, u8), Failed> {
+    let usage = |what: &str| {
+        Failed::new(
+            Failed::USAGE,
+            format!(
+                "{text}: {what}; write DST:PORT/PROTO, as node:22/tcp or [fd00::1]:53/udp or node/icmp"
+            ),
+        )
+    };
+    let (place, name) = text.rsplit_once('/').ok_or_else(|| usage("no protocol"))?;
+    let proto = protocol(name)?;
+    if proto == 1 || proto == 58 {
+        let host = place.trim_start_matches('[').trim_end_matches(']');
+        // An echo request.
+        let (proto, port) = match host.contains(':') {
+            true => (58, 128),
+            false => (proto, if proto == 1 { 8 } else { 128 }),
+        };
+        return Ok((host.to_owned(), port, proto));
+    }
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().map_err(|_| usage("not a port"))?),
+        None if proto == 6 || proto == 17 || proto == 132 => return Err(usage("no port")),
+        None => (place, 0),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), port, proto))
+}
+
+/// A protocol by name or number.
+pub(super) fn protocol(text: &str) -> Result<u8, Failed> {
+    match text {
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmp" => Ok(1),
+        "icmpv6" | "ipv6-icmp" => Ok(58),
+        "sctp" => Ok(132),
+        number => number.parse().map_err(|_| {
+            let text =
+                format!("{number}: not a protocol; tcp, udp, icmp, icmpv6, sctp or a number");
+            Failed::new(Failed::USAGE, text)
+        }),
+    }
+}
+
+fn lines(answer: &v1::WhyResponse) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{} > {}, {} at this node",
+        answer.source, answer.destination, answer.direction
+    )];
+    for (who, judgement) in [("kernel", &answer.kernel), ("policy", &answer.policy)] {
+        let judgement = judgement.clone().unwrap_or_default();
+        let verdict = match judgement.allowed {
+            true => "allowed".to_owned(),
+            false => format!("denied: {}", judgement.reason),
+        };
+        let rule = match judgement.line {
+            0 => String::new(),
+            line => format!("  policy:{line} {}", judgement.summary),
+        };
+        lines.push(format!("{who}  {verdict}{rule}"));
+        if !judgement.help.is_empty() && who == "kernel" {
+            lines.push(format!("        {}", judgement.help));
+        }
+    }
+    if answer.differs {
+        lines.push(
+            "ALARM: the packet path does not do what the policy says; see `mesh status`".to_owned(),
+        );
+    }
+    lines
+}
+
+fn answer_json(answer: &v1::WhyResponse) -> Value {
+    let judgement = |judgement: &Option<v1::Judgement>| {
+        let judgement = judgement.clone().unwrap_or_default();
+        json!({
+            "allowed": judgement.allowed,
+            "reason": judgement.reason,
+            "help": judgement.help,
+            "rule": judgement.rule,
+            "line": judgement.line,
+            "summary": judgement.summary,
+        })
+    };
+    json!({
+        "direction": answer.direction,
+        "source": answer.source,
+        "destination": answer.destination,
+        "kernel": judgement(&answer.kernel),
+        "policy": judgement(&answer.policy),
+        "differs": answer.differs,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_as_people_write_them() {
+        let check = |text: &str, host: &str, port, proto| {
+            let read = target(text).unwrap_or_else(|failed| panic!("{text}: {}", failed.text));
+            assert_eq!(read, (host.to_owned(), port, proto), "{text}");
+        };
+        check("node:22/tcp", "node", 22, 6);
+        check("100.64.0.1:53/udp", "100.64.0.1", 53, 17);
+        check("[fd00::1]:53/udp", "fd00::1", 53, 17);
+        check("node/icmp", "node", 8, 1);
+        check("[fd00::1]/icmp", "fd00::1", 128, 58);
+        check("node/47", "node", 0, 47);
+        for bad in ["node", "node:22", "node/tcp", "node:x/tcp", "node:22/qqq"] {
+            assert_eq!(target(bad).unwrap_err().code, Failed::USAGE, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What the filter in process shows of its tables: the same as the kernel's.
+
+use std::time::Duration;
+
+use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::packet::{self, Slice};
+use mesh_common::verdict::complete;
+use mesh_common::{Direction, RuleId, decide};
+use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::why::Answer;
+
+use super::{Engine, Filter};
+
+impl Filter {
+    /// Established flows.
+    pub fn flows(&self) -> Vec<(FlowKey, FlowEntry)> {
+        let engine = self.engine();
+        let flows = engine.established.iter();
+        flows.map(|(key, entry)| (*key, *entry)).collect()
+    }
+
+    /// Denied packets, counted.
+    pub fn denials(&self) -> Vec<(DenyKey, DenyEntry)> {
+        let engine = self.engine();
+        let denials = engine.told.denials.iter();
+        denials.map(|(key, entry)| (*key, *entry)).collect()
+    }
+
+    /// Ends the flows that `tables`, which were applied, do not allow; returns them.
+    pub fn review(&self, tables: &Tables) -> Vec<(FlowKey, FlowEntry)> {
+        self.engine().review(tables)
+    }
+
+    /// What [`Filter::judge`] would do with a packet. Remembers nothing and counts nothing.
+    pub fn explain(&self, direction: Direction, packet: &[u8]) -> Answer {
+        let now = self.now();
+        let engine = self.engine();
+        let refused = |reason| Answer {
+            drop: Some(reason),
+            rule: RuleId::NONE,
+        };
+        let mut facts = match packet::parse(&Slice(packet), direction) {
+            Ok(facts) => facts,
+            Err(reason) => return refused(reason),
+        };
+        match complete(&mut facts, now, &*engine) {
+            Ok(()) => {
+                let verdict = decide(&facts, now, &*engine);
+                Answer {
+                    drop: verdict.drop,
+                    rule: verdict.rule,
+                }
+            }
+            Err(reason) => refused(reason),
+        }
+    }
+
+    /// The clock that stamps flows.
+    pub fn clock(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Engine {
+    fn review(&mut self, tables: &Tables) -> Vec<(FlowKey, FlowEntry)> {
+        let generation = self.generation;
+        let mut ended = Vec::new();
+        for (key, entry) in self.established.iter_mut().chain(&mut self.half_open) {
+            let state = &mut entry.state;
+            if state.flags & flags::DENIED == 0 && tables.judge(key, state.opened()).is_some() {
+                state.generation = generation;
+                state.flags |= flags::DENIED;
+                ended.push((*key, *entry));
+            }
+        }
+        ended
+    }
+}

@@ -1,0 +1,73 @@
+//! Reads whole tables of the kernel: flows, denials.
+//!
+//! A walk asks for one key after the other while packets change the table, and starts again from the
+//! front when the key that it stands on has gone. So it is bounded: under a flood it misses some and
+//! sees others twice, and ends.
+
+use aya::maps::{HashMap, MapData};
+use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_core::dataplane::Tables;
+
+use super::tables::{ApplyError, Kernel};
+
+impl Kernel {
+    /// Established flows.
+    pub(super) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        let flows = bounded(&self.established);
+        flows
+            .collect::<Result<_, _>>()
+            .map_err(ApplyError::at("read a flow"))
+    }
+
+    /// Denied packets, counted.
+    pub(super) fn denials(&self) -> Result<Vec<(DenyKey, DenyEntry)>, ApplyError> {
+        let denials = bounded(&self.denials);
+        denials
+            .collect::<Result<_, _>>()
+            .map_err(ApplyError::at("read a denial"))
+    }
+
+    /// Ends the flows that `tables`, the policy in force, no longer allow: each gets the tombstone that its next
+    /// packet would have left, and is told of. A tombstone grants nothing, so nothing is lost if a
+    /// packet is being judged meanwhile.
+    pub(super) fn review(
+        &mut self,
+        tables: &Tables,
+    ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        let generation = self.generation();
+        let mut ended = Vec::new();
+        for flows in [&mut self.established, &mut self.half_open] {
+            let first = ended.len();
+            for flow in bounded(flows) {
+                let (key, mut entry) = flow.map_err(ApplyError::at("read a flow"))?;
+                let state = &mut entry.state;
+                if state.generation == generation || state.flags & flags::DENIED != 0 {
+                    continue;
+                }
+                if tables.judge(&key, state.opened()).is_some() {
+                    state.generation = generation;
+                    state.flags |= flags::DENIED;
+                    ended.push((key, entry));
+                }
+            }
+            for (key, entry) in &ended[first..] {
+                // Gone already is as good.
+                let _ = flows.insert(key, entry, ONLY_THERE);
+            }
+        }
+        Ok(ended)
+    }
+}
+
+/// `BPF_EXIST`: replace, and do not bring back what is gone.
+const ONLY_THERE: u64 = 2;
+
+/// Twice what the largest table holds.
+const MOST_STEPS: usize = 1 << 21;
+
+fn bounded<K: aya::Pod, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> impl Iterator<Item = Result<(K, V), aya::maps::MapError>> {
+    map.iter().take(MOST_STEPS)
+}

@@ -1,0 +1,61 @@
+//! The flow log, streamed.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _};
+use mesh_api::v1;
+use mesh_core::flow::Query;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tonic::Status;
+
+use crate::flow_log::{Entry, FlowLog, since_1970};
+
+pub(super) type Records = Pin<Box<dyn Stream<Item = Result<v1::FlowRecord, Status>> + Send>>;
+
+/// What is remembered, and with `follow` what comes. The stream holds `turn` while it lasts.
+pub(super) fn records(
+    log: &FlowLog,
+    request: v1::FlowsRequest,
+    turn: OwnedSemaphorePermit,
+) -> Result<Records, Status> {
+    let follow = request.follow;
+    let query = query(request)?;
+    let (recent, news) = log.follow();
+    let recent = futures_util::stream::iter(recent);
+    let entries: Pin<Box<dyn Stream<Item = Arc<Entry>> + Send>> = if follow {
+        Box::pin(
+            recent.chain(BroadcastStream::new(news).map(|entry| match entry {
+                Ok(entry) => entry,
+                Err(BroadcastStreamRecvError::Lagged(count)) => Arc::new(Entry::Lost {
+                    time: since_1970(),
+                    what: "this reader",
+                    count,
+                }),
+            })),
+        )
+    } else {
+        Box::pin(recent)
+    };
+    let records = entries.filter_map(move |entry| {
+        let _ = &turn;
+        let wanted = entry.is_wanted(&query);
+        std::future::ready(wanted.then(|| Ok((&*entry).into())))
+    });
+    Ok(Box::pin(records))
+}
+
+fn query(request: v1::FlowsRequest) -> Result<Query, Status> {
+    let invalid = |what: &str| Status::invalid_argument(format!("{what} is out of range"));
+    let port = request.port.map(u16::try_from).transpose();
+    let proto = request.proto.map(u8::try_from).transpose();
+    Ok(Query {
+        peer: (!request.peer.is_empty()).then_some(request.peer),
+        rule: (request.line != 0).then_some(request.line),
+        verdict: (!request.verdict.is_empty()).then_some(request.verdict),
+        port: port.map_err(|_| invalid("port"))?,
+        proto: proto.map_err(|_| invalid("protocol"))?,
+    })
+}

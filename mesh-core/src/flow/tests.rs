@@ -1,0 +1,198 @@
+//! Records from events and walks.
+
+use mesh_common::event::FlowEvent;
+use mesh_common::flow::FlowState;
+use mesh_common::{Address, Be16};
+
+use super::*;
+
+fn key(port: u16) -> FlowKey {
+    FlowKey {
+        remote: Address::from(std::net::IpAddr::from([100, 64, 0, 2])),
+        local: Address::from(std::net::IpAddr::from([100, 64, 0, 1])),
+        remote_port: Be16::new(40_000),
+        local_port: Be16::new(port),
+        proto: 6,
+        ..FlowKey::NONE
+    }
+}
+
+fn event(kind: EventKind, port: u16) -> FlowEvent {
+    FlowEvent {
+        time: 20,
+        first: 10,
+        bytes: [60, 0],
+        packets: [1, 0],
+        key: key(port),
+        remote: Identity(18),
+        local: Identity(16),
+        rule: RuleId(7),
+        peer: 2,
+        kind: kind as u8,
+        direction: Direction::Ingress as u8,
+        reason: if kind == EventKind::Denied {
+            DropReason::NoRule as u8
+        } else {
+            0
+        },
+        tcp: 2,
+        length: 60,
+    }
+}
+
+fn entry(bytes: u64, flags: u32) -> FlowEntry {
+    FlowEntry {
+        state: FlowState {
+            last_seen: 30,
+            flags,
+            remote: Identity(18),
+            local: Identity(16),
+            rule: RuleId(7),
+            peer: 2,
+            ..FlowState::default()
+        },
+        packets: [2, 1],
+        bytes: [bytes, 50],
+        opened: 10,
+    }
+}
+
+fn told(log: &mut FlowLog) -> Vec<(Kind, [u64; 2])> {
+    std::iter::from_fn(|| log.poll_record())
+        .map(|record| (record.kind, record.bytes))
+        .collect()
+}
+
+#[test]
+fn a_flow_is_told_of_from_its_first_packet_to_its_end() {
+    let mut log = FlowLog::default();
+    log.handle_event(&event(EventKind::Opened, 22));
+    log.handle_event(&event(EventKind::Confirmed, 22));
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Opened, [60, 0]), (Kind::Confirmed, [60, 0])]
+    );
+    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_walked(40);
+    assert_eq!(told(&mut log), [(Kind::Active, [100, 50])]);
+    // Nothing moved: nothing to tell.
+    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_walked(50);
+    assert_eq!(told(&mut log), []);
+    log.handle_event(&event(EventKind::Closed, 22));
+    log.handle_walked(60);
+    assert_eq!(told(&mut log), [(Kind::Closed, [60, 0])]);
+}
+
+#[test]
+fn a_flow_that_vanishes_has_ended_in_silence() {
+    let mut log = FlowLog::default();
+    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_walked(40);
+    log.handle_walked(50);
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Active, [100, 50]), (Kind::Idle, [100, 50])]
+    );
+}
+
+#[test]
+fn a_revoked_flow_is_told_of_once_whoever_finds_it() {
+    let mut log = FlowLog::default();
+    log.handle_flow(key(22), &entry(100, 0));
+    told(&mut log);
+    log.handle_flow(key(22), &entry(100, flags::DENIED));
+    log.handle_event(&event(EventKind::Revoked, 22));
+    log.handle_flow(key(22), &entry(160, flags::DENIED));
+    log.handle_walked(40);
+    log.handle_walked(50);
+    assert_eq!(told(&mut log), [(Kind::Revoked, [100, 50])]);
+    // Allowed again in time, it is a flow like any other.
+    let mut log = FlowLog::default();
+    log.handle_event(&event(EventKind::Revoked, 22));
+    log.handle_flow(key(22), &entry(200, 0));
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Revoked, [60, 0]), (Kind::Active, [200, 50])]
+    );
+}
+
+#[test]
+fn denials_that_no_event_told_of_are_found_in_the_table() {
+    let mut log = FlowLog::default();
+    log.handle_event(&event(EventKind::Denied, 23));
+    assert_eq!(told(&mut log), [(Kind::Denied, [60, 0])]);
+    let counted = |port, packets| {
+        let mut key = deny_key(&Record {
+            key: key(port),
+            ..record()
+        });
+        key.port = Be16::new(port);
+        let entry = DenyEntry {
+            packets,
+            bytes: packets * 60,
+            first: 10,
+            last: 20,
+            told: 20,
+        };
+        (key, entry)
+    };
+    log.handle_denials([counted(23, 1), counted(25, 1)].into_iter());
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Denied, [60, 0])],
+        "port 25 alone is new"
+    );
+    log.handle_denials([counted(23, 5), counted(25, 1)].into_iter());
+    assert_eq!(told(&mut log), [(Kind::Denied, [300, 0])]);
+}
+
+/// A denial as the log writes it.
+fn record() -> Record {
+    let mut log = FlowLog::default();
+    log.handle_event(&event(EventKind::Denied, 23));
+    log.poll_record().unwrap()
+}
+
+#[test]
+fn a_record_speaks_of_sources_and_destinations() {
+    let described = record().describe(&[], std::time::Duration::from_secs(1_000));
+    assert_eq!(described.source.port, 40_000);
+    assert_eq!(described.destination.port, 23);
+    assert_eq!(described.reason, Some("no rule"));
+    assert_eq!((described.packets, described.bytes), ([1, 0], [60, 0]));
+    assert_eq!(described.rule, Some((7, None)));
+    let all = Query::default();
+    assert!(all.matches(&described));
+    let check = |query: Query, matches| assert_eq!(query.matches(&described), matches, "{query:?}");
+    let verdict = |word: &str| Query {
+        verdict: Some(word.to_owned()),
+        ..Query::default()
+    };
+    check(verdict("denied"), true);
+    check(verdict("no rule"), true);
+    check(verdict("allowed"), false);
+    let peer = |who: &str| Query {
+        peer: Some(who.to_owned()),
+        ..Query::default()
+    };
+    check(peer("100.64.0.2"), true);
+    check(peer("100.64.0.3"), false);
+    let port = |port| Query {
+        port: Some(port),
+        ..Query::default()
+    };
+    check(port(23), true);
+    check(port(40_000), false);
+}
+
+#[test]
+fn losses_are_counted_by_kind() {
+    let mut log = FlowLog::default();
+    log.handle_lost(&[(EventKind::Denied, 5), (EventKind::Opened, 0)].into());
+    log.handle_lost(&[(EventKind::Denied, 7), (EventKind::Opened, 0)].into());
+    let losses: Vec<_> = std::iter::from_fn(|| log.poll_loss())
+        .map(|loss| (loss.kind, loss.count))
+        .collect();
+    assert_eq!(losses, [(EventKind::Denied, 5), (EventKind::Denied, 2)]);
+}

@@ -1,0 +1,162 @@
+//! What ends a flow: an edit, a removed node, a lost tag, an expired key. Each within a second of the
+//! commit, in both directions, whether the flow carries anything or not; and the flow log says so.
+//!
+//! ```text
+//!   operator ══ TCP 22, carrying ══► node
+//!   operator ── UDP 9000, idle ────► node        one packet each way, then silence
+//! ```
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use mesh_tests::mesh::{Family, Mesh};
+use mesh_tests::probe::{Echo, Kind, Stream};
+use mesh_tests::{Lab, eventually, scaled, until};
+use serde_json::Value;
+
+use super::field::{PORT, SOON, backend, policy};
+
+/// From the commit to the last packet, and to the report of the last flow.
+const CUT: Duration = Duration::from_secs(1);
+/// Silence after which a flow counts as cut.
+const SILENCE: Duration = Duration::from_millis(400);
+const PACE: Duration = Duration::from_millis(10);
+
+fn mesh() -> Mesh {
+    let lab = Lab::of_release_build().unwrap();
+    Mesh::of_roles(lab, &policy(), backend()).unwrap()
+}
+
+/// One datagram each way, and then nothing.
+struct Idle {
+    socket: UdpSocket,
+    to: IpAddr,
+}
+
+impl Idle {
+    fn start(mesh: &Mesh, to: IpAddr) -> Self {
+        let operator = &mesh.node("operator").host;
+        let socket = operator
+            .inside(|| UdpSocket::bind(("0.0.0.0", 0)))
+            .unwrap()
+            .unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let idle = Self { socket, to };
+        until("an answer", SOON, || idle.answers()).unwrap();
+        idle
+    }
+
+    fn answers(&self) -> bool {
+        let _ = self.socket.send_to(b"ping", (self.to, PORT));
+        self.socket.recv_from(&mut [0; 16]).is_ok()
+    }
+
+    fn port(&self) -> u64 {
+        self.socket.local_addr().unwrap().port().into()
+    }
+}
+
+/// Records of the flow log of a node.
+fn records(mesh: &Mesh, node: &str, arguments: &[&str]) -> Vec<Value> {
+    let host = &mesh.node(node).host;
+    let mut all = vec!["flows", "--json"];
+    all.extend(arguments);
+    let text = host.run("mesh", &all).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn revoked(mesh: &Mesh, node: &str, source_port: u64) -> Option<Value> {
+    records(mesh, node, &["--verdict", "denied"])
+        .into_iter()
+        .find(|record| record["kind"] == "revoked" && record["source"]["port"] == source_port)
+}
+
+/// Both flows run; `commit` ends them.
+fn ends(commit: impl FnOnce(&mut Mesh)) {
+    let mut mesh = mesh();
+    let to = mesh.node("node").address(Family::V4).unwrap();
+    let echo = [Kind::Tcp(22), Kind::Udp(PORT)];
+    let _echo = Echo::start(&mesh.node("node").host, &echo).unwrap();
+    let idle = Idle::start(&mesh, to);
+    let carrying = Stream::start(&mesh.node("operator").host, to, Kind::Tcp(22), PACE).unwrap();
+    until("the flow runs", SOON, || carrying.report().received > 10).unwrap();
+    let wall = std::time::SystemTime::now();
+    let begun = Instant::now();
+    commit(&mut mesh);
+    until("silence", 3 * CUT, || {
+        let last = carrying.report().last;
+        last.is_some_and(|last| last.elapsed() > scaled(SILENCE))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", mesh.logs()));
+    let cut = carrying
+        .report()
+        .last
+        .unwrap()
+        .saturating_duration_since(begun);
+    assert!(cut <= scaled(CUT), "cut after {cut:?}");
+
+    // The idle one is over before it sends again, and the log says so.
+    let told = eventually(SOON, || {
+        revoked(&mesh, "node", idle.port()).ok_or_else(|| anyhow::anyhow!("not told of"))
+    });
+    let told = told.unwrap_or_else(|error| {
+        panic!(
+            "{error:#}: {:#?}\n{}",
+            records(&mesh, "node", &[]),
+            mesh.logs()
+        )
+    });
+    assert_eq!(told["source"]["node"], "operator", "{told}");
+    assert_eq!(told["reason"], "revoked", "{told}");
+    assert!(!idle.answers(), "the idle flow passes one more packet");
+    let since = wall.duration_since(std::time::UNIX_EPOCH).unwrap();
+    println!(
+        "figure: cut {:.3} s after the commit began; {since:?}; {told}",
+        cut.as_secs_f64()
+    );
+}
+
+#[test]
+fn an_edit_ends_carrying_and_idle_flows_within_a_second() {
+    ends(|mesh| mesh.coordinator.set_policy(NOTHING).unwrap());
+}
+
+#[test]
+fn a_removed_node_loses_its_flows_within_a_second() {
+    ends(|mesh| {
+        drop(
+            mesh.coordinator
+                .admin(&["node", "delete", "operator"])
+                .unwrap(),
+        )
+    });
+}
+
+#[test]
+fn a_lost_tag_ends_flows_within_a_second() {
+    ends(|mesh| {
+        let tags = ["node", "tag", "operator", "tag:sandbox"];
+        mesh.coordinator.admin(&tags).map(drop).unwrap();
+    });
+}
+
+#[test]
+fn an_expired_node_key_ends_flows_within_a_second() {
+    ends(|mesh| {
+        drop(
+            mesh.coordinator
+                .admin(&["node", "expire", "operator"])
+                .unwrap(),
+        )
+    });
+}
+
+/// Nobody reaches anybody; the tags have owners still.
+const NOTHING: &str = r#"{
+    "tagOwners": {"tag:operator": [], "tag:node": [], "tag:developer": [], "tag:sandbox": []},
+    "acls": [],
+}"#;
