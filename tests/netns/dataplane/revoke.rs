@@ -132,7 +132,7 @@ fn a_removed_node_loses_its_flows_within_a_second() {
             mesh.coordinator
                 .admin(&["node", "delete", "operator"])
                 .unwrap(),
-        )
+        );
     });
 }
 
@@ -151,7 +151,7 @@ fn an_expired_node_key_ends_flows_within_a_second() {
             mesh.coordinator
                 .admin(&["node", "expire", "operator"])
                 .unwrap(),
-        )
+        );
     });
 }
 
