@@ -35,10 +35,9 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
             names.defined(user, &mut complaints);
         }
     }
-    for owners in document.tag_owners.values() {
-        for owner in &owners.value {
-            names.defined(owner, &mut complaints);
-        }
+    let tag_owners = document.tag_owners.values();
+    for owner in tag_owners.flat_map(|owners| &owners.value) {
+        names.owner(owner, &mut complaints);
     }
     for step in document.ip_sets.values().flat_map(|steps| &steps.value) {
         let selector = Spanned {
@@ -68,7 +67,7 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
     let approvers = &document.auto_approvers;
     let routes = approvers.routes.iter().map(|(_, owners)| owners);
     for owner in routes.chain([&approvers.exit_node]).flatten() {
-        names.defined(owner, &mut complaints);
+        names.owner(owner, &mut complaints);
     }
     for clause in &document.ssh {
         ssh::clause(&names, clause, &mut complaints);
@@ -120,6 +119,17 @@ impl Names<'_> {
         let short = login.strip_suffix('@');
         let known = [Some(login), short].into_iter().flatten();
         known.filter_map(|login| self.logins.get(login)).sum()
+    }
+
+    fn owner(&self, owner: &Spanned<Selector>, complaints: &mut Complaints) {
+        self.defined(owner, complaints);
+        if let Selector::Autogroup(
+            Autogroup::Own | Autogroup::Internet | Autogroup::DangerAll | Autogroup::NonRoot,
+        ) = owner.value
+        {
+            let message = format!("{} is nobody who could own or approve", owner.value);
+            complaints.add(owner.span, message);
+        }
     }
 
     fn clause(&self, clause: &Clause, complaints: &mut Complaints) {

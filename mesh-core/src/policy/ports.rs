@@ -179,14 +179,7 @@ impl fmt::Display for Ports {
 pub(super) fn parse_grant_item(text: &str) -> Result<(Protocol, Ports), String> {
     let text = text.trim();
     let (protocol, ports) = match text.rsplit_once(':') {
-        Some((protocol, ports)) => {
-            let protocol = protocol.trim();
-            if protocol == "*" {
-                (None, ports)
-            } else {
-                (parse_protocol(protocol)?, ports)
-            }
-        }
+        Some((protocol, ports)) => (parse_protocol(protocol)?, ports),
         None => (None, text),
     };
     let ports = Ports::parse(ports)?;
@@ -253,6 +246,8 @@ mod tests {
         assert_eq!(item("tcp:443"), Ok((Some(6), "443".to_owned())));
         assert_eq!(item("icmp:*"), Ok((Some(1), "*".to_owned())));
         assert!(item("icmp:8").unwrap_err().contains("does not support"));
+        assert!(item("*:80").unwrap_err().contains("not known"));
+        assert!(item("tcp:80:90").unwrap_err().contains("not known"));
         assert!(item("icmp").unwrap_err().contains("invalid first integer"));
     }
 }

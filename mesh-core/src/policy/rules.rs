@@ -36,6 +36,8 @@ pub(super) struct Rule {
     postures: Vec<AtomId>,
     /// Of which the destination must lie behind one, unless there are none.
     pub(super) via: Vec<AtomId>,
+    /// Says ICMP in so many words, not merely by leaving the protocol out.
+    pub(super) names_icmp: bool,
     /// What is opened to whom.
     by_dst: BTreeMap<AtomId, Vec<Opening>>,
     everywhere: Vec<Opening>,

@@ -30,7 +30,9 @@ pub struct SshRule {
 
 impl SshRule {
     pub fn matches(&self, source: NodeId, login: &str) -> bool {
-        let named = self.logins.contains(login) || (self.any_but_root && login != "root");
+        // Nobody is called nothing.
+        let other = !login.is_empty() && login != "root";
+        let named = self.logins.contains(login) || (self.any_but_root && other);
         named && self.sources.contains(&source)
     }
 }

@@ -1,8 +1,8 @@
 //! Runs a policy's own `tests` against what it compiles to.
 //!
-//! A source must reach with *all* its addresses, or with none; an address has no say about
-//! destinations of the other family. Whoever resolves to nobody fails: a test that checks nothing
-//! would be worse than none.
+//! As in the reference, a source reaches where each of its addresses reaches one of the destination's;
+//! what is denied to one of them is not accepted. Whoever resolves to nobody fails: a test that
+//! checks nothing would be worse than none.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use super::problem::{Complaints, Spanned};
 use super::resolve::{Extent, Resolver, Subjects};
 use super::selector::{self, Autogroup, Selector};
 use super::syntax::{Document, Test};
-use crate::netmap::Action;
+use crate::netmap::{Action, PortRange};
 
 pub(super) fn run(
     document: &Document,
@@ -120,26 +120,15 @@ impl Runner<'_> {
         if dst.is_empty() {
             return Err(format!("{text}: resolves to no address"));
         }
-        let pairs: Vec<(IpAddr, IpAddr)> = src
-            .iter()
-            .flat_map(|&src| dst.iter().map(move |&dst| (src, dst)))
-            .filter(|(src, dst)| src.is_ipv4() == dst.is_ipv4())
-            .collect();
-        if pairs.is_empty() {
-            return Err(format!("{text}: shares no address family with the source"));
+        let reaches = |src: &IpAddr| {
+            let mut dst = dst.iter();
+            dst.any(|dst| self.reaches(*src, *dst, protocol, port))
+        };
+        match (src.iter().find(|src| !reaches(src)), action) {
+            (Some(src), Action::Accept) => Err(format!("{text}: is not accepted from {src}")),
+            (None, Action::Deny) => Err(format!("{text}: is accepted")),
+            (None, Action::Accept) | (Some(_), Action::Deny) => Ok(()),
         }
-        for (src, dst) in pairs {
-            let reached = self.reaches(src, dst, protocol, port);
-            if reached != (action == Action::Accept) {
-                let words = if reached {
-                    "is accepted"
-                } else {
-                    "is not accepted"
-                };
-                return Err(format!("{text}: {src} -> {dst} {words}"));
-            }
-        }
-        Ok(())
     }
 
     /// Without a protocol, any of the four defaults will do.
@@ -150,15 +139,17 @@ impl Runner<'_> {
             let (src, dst) = (&seen.classes[src], &seen.classes[dst]);
             self.compiled.rules.answers(src, dst)
         });
+        let rules = &self.compiled.rules;
         answers.iter().any(|answer| {
             let asked = match protocol {
                 Some(protocol) => answer.protocol == protocol,
-                None => {
-                    DEFAULT_PROTOCOLS.contains(&answer.protocol)
-                        && ports::has_ports(Some(answer.protocol))
-                }
+                None => DEFAULT_PROTOCOLS.contains(&answer.protocol),
             };
-            asked && answer.ports.contains(port) && answer.action == Action::Accept
+            // What has no ports is asked for only where a rule says so itself: an echo, and ICMP as
+            // a whole, go with rules about any port.
+            let said = ports::has_ports(Some(answer.protocol))
+                || (answer.ports == PortRange::ALL && rules.all[answer.rule].names_icmp);
+            asked && said && answer.ports.contains(port) && answer.action == Action::Accept
         })
     }
 

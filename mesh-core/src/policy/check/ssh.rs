@@ -20,21 +20,16 @@ pub(super) fn clause(names: &Names<'_>, clause: &SshClause, complaints: &mut Com
     for src in &clause.src {
         names.defined(src, complaints);
         let allowed = match &src.value {
-            Selector::Any
-            | Selector::User(_)
+            Selector::User(_)
             | Selector::Domain(_)
             | Selector::Group(_)
             | Selector::Idp(_)
             | Selector::Tag(_) => true,
             Selector::Autogroup(autogroup) => matches!(
                 autogroup,
-                Autogroup::Member
-                    | Autogroup::Tagged
-                    | Autogroup::DangerAll
-                    | Autogroup::Role(_)
-                    | Autogroup::Shared
+                Autogroup::Member | Autogroup::Tagged | Autogroup::Role(_) | Autogroup::Shared
             ),
-            Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_) => false,
+            Selector::Any | Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_) => false,
         };
         if !allowed {
             let message = format!(
@@ -146,13 +141,19 @@ impl Runner<'_> {
             match self.destinations(&dst.value) {
                 Err(error) => complaints.add(dst.span, error),
                 Ok(destinations) => {
+                    let mut asked = false;
                     for source in &sources {
                         let own = destinations.iter().filter(|node| {
                             dst.value != "autogroup:self" || self.same_owner(*source, **node)
                         });
                         for node in own {
+                            asked = true;
                             self.logins(test, *source, *node, complaints);
                         }
+                    }
+                    if !asked {
+                        let message = "test(s) failed: dst: the sources own no node";
+                        complaints.add(dst.span, message);
                     }
                 }
             }

@@ -207,6 +207,10 @@ impl Rules {
             src,
             postures,
             via,
+            names_icmp: clause
+                .dst
+                .iter()
+                .any(|target| names_icmp(&target.value.services)),
             by_dst,
             everywhere,
             kind: clause.kind,
@@ -383,6 +387,11 @@ fn via_text(tag: &Tag) -> String {
 
 /// ICMP type of an echo request: RFC 792 and RFC 4443, section 4.1.
 const ECHO: [(u8, u16); 2] = [(ports::ICMP, 8), (ports::ICMPV6, 128)];
+
+fn names_icmp(items: &Services) -> bool {
+    let mut protocols = items.iter().filter_map(|(protocol, _)| *protocol);
+    protocols.any(|protocol| protocol == ports::ICMP || protocol == ports::ICMPV6)
+}
 
 /// Protocol by protocol, what the items of a rule are about.
 pub(in crate::policy) fn services(

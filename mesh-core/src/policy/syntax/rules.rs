@@ -305,7 +305,7 @@ fn capability(name: &str) -> Result<(), String> {
         return Err(form());
     }
     let (domain, path) = name.split_once('/').ok_or_else(form)?;
-    if domain.is_empty() || path.is_empty() || !domain.contains('.') {
+    if domain.is_empty() || path.is_empty() {
         return Err(form());
     }
     let known = path

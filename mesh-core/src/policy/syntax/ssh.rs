@@ -177,12 +177,14 @@ fn login(text: &str) -> Result<Login, String> {
     if text == "autogroup:nonroot" {
         return Ok(Login::NonRoot);
     }
-    if let Some(rest) = text.strip_prefix("localpart:") {
-        return match rest.strip_prefix("*@") {
-            Some(domain) if !domain.is_empty() && !domain.contains(['*', '@']) => {
-                Ok(Login::LocalPart(domain.to_owned()))
-            }
-            _ => Err(format!(
+    // Whatever else begins like that is a login of that very name, as in the reference.
+    if let Some(domain) = text.strip_prefix("localpart:*@")
+        && !domain.is_empty()
+        && !domain.contains('@')
+    {
+        return match domain.contains('*') {
+            false => Ok(Login::LocalPart(domain.to_owned())),
+            true => Err(format!(
                 "user {text:?} is not valid; write \"localpart:*@DOMAIN\""
             )),
         };
@@ -226,6 +228,17 @@ fn test(node: &Node, complaints: &mut Complaints) -> Option<SshTest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_whole_domain_maps_local_parts() {
+        let name = |text: &str| Ok(Login::Name(text.to_owned()));
+        let domain = Login::LocalPart("example.com".to_owned());
+        assert_eq!(login("localpart:*@example.com"), Ok(domain));
+        for text in ["localpart:ada@example.com", "localpart:ada", "localpart:*@"] {
+            assert_eq!(login(text), name(text));
+        }
+        assert!(login("localpart:*@*").is_err());
+    }
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
