@@ -244,8 +244,8 @@ impl Local for Service {
         }
         // The coordinator takes the question for this node's, whoever asked it here.
         check_writer(&request, &self.facts)?;
-        let answer = self.asker.ask_policy(request.into_inner()).await?;
-        Ok(Response::new(answer))
+        let answer = self.asker.ask_policy(request.into_inner()).await;
+        answer.map(Response::new).map_err(policy::refused)
     }
 
     type FlowsStream = flows::Records;

@@ -327,8 +327,13 @@ impl Session {
 
     /// Takes the next update and acknowledges it.
     pub async fn update(&mut self) -> &Netmap {
-        let message = self.next().await.unwrap().and_then(|m| m.message);
-        let Some(v1::coordinator_message::Message::Update(signed)) = message else {
+        let message = self.next().await.unwrap();
+        self.take(message.unwrap_or_default()).await
+    }
+
+    /// Takes an update that has arrived, and acknowledges it.
+    pub async fn take(&mut self, message: v1::CoordinatorMessage) -> &Netmap {
+        let Some(v1::coordinator_message::Message::Update(signed)) = message.message else {
             panic!("not an update: {message:?}");
         };
         let map = self.verifier.accept(self.map.as_ref(), &signed).unwrap();

@@ -5,7 +5,7 @@ use mesh_api::v1::policy_question::{Explain, Question};
 use mesh_core::policy::{
     Answer, Unanswerable, Way, explain_own, what_can_i_reach, who_can_reach_me,
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::snapshot::Snapshot;
 
@@ -43,4 +43,16 @@ pub(super) fn own(
         lines: answer.lines,
         json: answer.json.to_string(),
     }))
+}
+
+/// A refusal of the coordinator's, with what it means for somebody who asked about this very node.
+pub(super) fn refused(status: Status) -> Status {
+    match status.code() {
+        Code::PermissionDenied => Status::permission_denied(format!(
+            "this node was told nothing of what is asked about: it is other nodes' business, or \
+             nothing joins it to this one, or it is not there; {}",
+            status.message()
+        )),
+        _ => status,
+    }
 }

@@ -53,6 +53,7 @@ fn written(by_protocol: &BTreeMap<u8, Vec<PortRange>>) -> Vec<String> {
     // Behind what people look for, and once for both families.
     let mut pings = false;
     let mut icmp = false;
+    let mut but_ping = false;
     for (&protocol, ranges) in by_protocol {
         if let (ports::ICMP, [PortRange { first: 8, last: 8 }])
         | (
@@ -72,6 +73,10 @@ fn written(by_protocol: &BTreeMap<u8, Vec<PortRange>>) -> Vec<String> {
             icmp = true;
             continue;
         }
+        if *ranges == all_but_echo(protocol) {
+            but_ping = true;
+            continue;
+        }
         let name = ports::protocol_name(protocol);
         let whole = ranges[..] == [PortRange::ALL];
         let ranges: Vec<String> = ranges.iter().map(range).collect();
@@ -82,8 +87,20 @@ fn written(by_protocol: &BTreeMap<u8, Vec<PortRange>>) -> Vec<String> {
         });
     }
     words.extend(icmp.then(|| "icmp".to_owned()));
+    words.extend(but_ping.then(|| "icmp but ping".to_owned()));
     words.extend((pings && !icmp).then(|| "ping".to_owned()));
     words
+}
+
+/// The types of ICMP but that of a ping; nothing of other protocols.
+fn all_but_echo(protocol: u8) -> Vec<PortRange> {
+    let echo = match protocol {
+        ports::ICMP => 8,
+        ports::ICMPV6 => 128,
+        _ => return Vec::new(),
+    };
+    let range = |first, last| PortRange { first, last };
+    vec![range(0, echo - 1), range(echo + 1, u16::MAX)]
 }
 
 fn range(range: &PortRange) -> String {
@@ -191,6 +208,10 @@ mod tests {
         let all = [1, 6, 17, 58].map(|protocol| (protocol, PortRange::ALL));
         check(&all, "any tcp, udp and icmp");
         check(&[(47, PortRange::ALL), (17, PortRange::ALL)], "udp/* gre");
+        check(
+            &[(1, range(0, 7)), (1, range(9, 65535)), (6, range(1, 2))],
+            "tcp/1-2 icmp but ping",
+        );
         assert_eq!(service(6, 22), "tcp/22");
         assert_eq!(service(1, 8), "ping");
     }
