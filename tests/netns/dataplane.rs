@@ -10,5 +10,6 @@
 
 mod field;
 mod foreign;
+mod forward;
 mod life;
 mod revoke;

@@ -317,3 +317,16 @@ fn a_port_range_becomes_the_fewest_prefixes() {
     assert_eq!(rows_of(1024, 65_535), 6);
     assert_eq!(rows_of(1, 65_534), 30);
 }
+
+#[test]
+fn every_drop_reason_has_its_row_in_the_documentation() {
+    let text = include_str!("../../../docs/dataplane.md");
+    for reason in DropReason::ALL {
+        let row = format!("| `{}` | {} | ", reason.name(), reason.help());
+        let advice = text.lines().find_map(|line| line.strip_prefix(&row));
+        assert!(
+            advice.is_some_and(|advice| advice.len() > 4),
+            "docs/dataplane.md has no row {row}"
+        );
+    }
+}
