@@ -44,12 +44,27 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
     if goes_on {
         return NEXT;
     }
-    judge::<AT>(ctx, config, direction)
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return DROP;
+    };
+    // Here and not in `judge`: their frames do not fit on one stack where the kernel counts a frame in
+    // steps of 32 bytes, as 6.1 does; newer ones take steps of 16.
+    // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+    let readable = unsafe {
+        let Scratch { facts, verdict, .. } = &mut *scratch;
+        read(&Skb::<AT>::new(ctx), direction, facts, verdict)
+    };
+    judge::<AT>(ctx, config, direction, readable)
 }
 
-/// Every other packet.
+/// Every other packet, once it has been read.
 #[inline(never)]
-fn judge<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direction) -> i32 {
+fn judge<const AT: usize>(
+    ctx: &TcContext,
+    config: &Config,
+    direction: Direction,
+    readable: bool,
+) -> i32 {
     let meta = &Meta::new(ctx, AT, direction, config);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return DROP;
@@ -63,7 +78,7 @@ fn judge<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direction
     } = unsafe { &mut *scratch };
     *asked = Asked::nothing();
     let tables = Tables::new(config, asked);
-    if read(&Skb::<AT>::new(ctx), direction, facts, verdict) {
+    if readable {
         // SAFETY: written, as nothing was refused.
         reach(
             unsafe { facts.assume_init_mut() },

@@ -25,11 +25,13 @@ pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
     lpm_trie::LpmTrie::with_max_entries(maps::ID_CIDR_CAPACITY, BPF_F_NO_PREALLOC);
 
 /// One policy, in a map of its own: user space fills another and puts it here in one step.
+///
+/// Its values are a [`PolicyEntry`] word by word. Before 6.2 the kernel takes a map whose type
+/// information names a struct for another kind than user space's, which has none (`timer_off` in
+/// `bpf_map_meta_equal`), and refuses the swap.
 #[btf_map(name = "pol")]
-pub static POL: ArrayOfMaps<
-    LpmTrie<PolicyKey, PolicyEntry, { maps::POLICY_CAPACITY as usize }>,
-    1,
-> = ArrayOfMaps::new();
+pub static POL: ArrayOfMaps<LpmTrie<PolicyKey, [u32; 2], { maps::POLICY_CAPACITY as usize }>, 1> =
+    ArrayOfMaps::new();
 
 /// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]

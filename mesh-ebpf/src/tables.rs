@@ -231,7 +231,7 @@ impl Lookup for Tables<'_> {
         let mut entry = &self.asked.no_row;
         if let Some(policy) = POL.get(0) {
             let key = Key::new(PolicyPrefix::EXACT, *key);
-            entry = policy.get(&key).unwrap_or(entry);
+            entry = policy.get(&key).map_or(entry, of_words);
         }
         *entry
     }
@@ -282,4 +282,13 @@ impl Lookup for Tables<'_> {
     fn pickup_until(&self) -> u64 {
         self.config.pickup_until
     }
+}
+
+/// The map's values, for what they are.
+#[inline(always)]
+fn of_words(words: &[u32; 2]) -> &PolicyEntry {
+    const _: () = assert!(size_of::<PolicyEntry>() == size_of::<[u32; 2]>());
+    const _: () = assert!(align_of::<PolicyEntry>() == align_of::<[u32; 2]>());
+    // SAFETY: the entry is two words, every pattern of which is one.
+    unsafe { &*core::ptr::from_ref(words).cast() }
 }
