@@ -69,14 +69,8 @@ impl Writer {
 
     /// Comments behind what they are about, on its line.
     fn beside(&mut self, comments: &[Comment<'_>]) {
-        for (index, comment) in comments.iter().enumerate() {
-            let full = index > 0 && comments[index - 1].text.starts_with("//");
-            if full {
-                self.line();
-                self.indent();
-            } else {
-                self.text.push(' ');
-            }
+        for comment in comments {
+            self.text.push(' ');
             self.text.push_str(comment.text);
         }
     }
@@ -184,6 +178,8 @@ fn aligned(items: &[Item<'_>]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[track_caller]
@@ -234,5 +230,57 @@ mod tests {
     fn what_is_no_hujson_is_refused_with_its_place() {
         let problems = format("{\n  \"a\" 1}").unwrap_err();
         assert_eq!(problems.to_string(), "policy:2:7: expected ':', found '1'");
+    }
+
+    /// White space and comments that may stand between any two tokens.
+    fn gap() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(
+            &[" ", "\n", "\n\n\n", "\t", "// c\n", "/* d */", "/* e\n */"][..],
+        );
+        prop::collection::vec(piece, 0..3).prop_map(|pieces| pieces.concat())
+    }
+
+    /// Any text of the language, laid out in any way.
+    fn text() -> impl Strategy<Value = String> {
+        let word = prop::sample::select(&["1", "true", "null", "\"a // b\"", "\"\\\"/*\""][..]);
+        let leaf = (gap(), word, gap()).prop_map(|(a, word, b)| format!("{a}{word}{b}"));
+        let list = |inner: BoxedStrategy<String>| {
+            let items = prop::collection::vec(inner, 0..4);
+            (items, any::<bool>(), gap()).prop_map(|(items, comma, end)| {
+                let comma = if comma && !items.is_empty() { "," } else { "" };
+                format!("{}{comma}{end}", items.join(","))
+            })
+        };
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            let member = (gap(), any::<u16>(), gap(), inner.clone());
+            let member = member.prop_map(|(a, name, b, value)| format!("{a}\"{name}\"{b}:{value}"));
+            prop_oneof![
+                (gap(), list(inner.boxed()), gap())
+                    .prop_map(|(a, list, b)| format!("{a}[{list}]{b}")),
+                (gap(), list(member.boxed()), gap())
+                    .prop_map(|(a, list, b)| format!("{a}{{{list}}}{b}")),
+            ]
+        })
+    }
+
+    fn value(text: &str) -> Option<String> {
+        let node = hujson::parse(text).ok()??;
+        Some(node.value.to_json())
+    }
+
+    fn comments(text: &str) -> [usize; 3] {
+        ["// c\n", "/* d */", "/* e\n */"].map(|comment| text.matches(comment).count())
+    }
+
+    proptest! {
+        #[test]
+        fn formatting_changes_space_alone_and_once(text in text()) {
+            // The same name twice is no object.
+            prop_assume!(hujson::parse(&text).is_ok());
+            let formatted = format(&text).unwrap();
+            prop_assert_eq!(value(&formatted), value(&text));
+            prop_assert_eq!(comments(&formatted), comments(&text));
+            prop_assert_eq!(format(&formatted).unwrap(), formatted);
+        }
     }
 }

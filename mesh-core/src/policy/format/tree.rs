@@ -137,7 +137,6 @@ impl<'a> Reader<'a> {
                 text: self.take(length).trim_end(),
                 blank: gap.blank,
             };
-            gap.breaks |= comment.text.contains('\n');
             gap.comments.push(comment);
         }
     }
@@ -183,10 +182,19 @@ impl<'a> Reader<'a> {
             let closes = self.rest.starts_with(brackets[1]);
             // What stands on the line of the item before is about that one, unless an item follows
             // on the very line.
-            if let Some(last) = items.last_mut()
-                && (gap.breaks || closes)
-            {
-                last.trailing.extend(gap.comments.drain(..gap.beside));
+            if let Some(last) = items.last_mut() {
+                if gap.breaks || closes {
+                    last.trailing.extend(gap.comments.drain(..gap.beside));
+                }
+                // A line holds one comment that runs to its end.
+                let mut kinds = last.trailing.iter().map(|one| one.text.starts_with("//"));
+                let room = kinds.position(|ends| ends).map(|at| at + 1);
+                let more = last.trailing.split_off(room.unwrap_or(last.trailing.len()));
+                let more = more.into_iter().map(|comment| Comment {
+                    blank: false,
+                    ..comment
+                });
+                gap.comments.splice(0..0, more);
             }
             if closes || self.rest.is_empty() {
                 if let Some(first) = gap.comments.first_mut() {
@@ -232,7 +240,10 @@ impl<'a> Reader<'a> {
             for comment in before_colon.into_iter().chain(after_colon) {
                 // Behind a comment to the end of the line there is no room for a value.
                 match comment.text.starts_with("//") {
-                    true => leading.push(comment),
+                    true => leading.push(Comment {
+                        blank: false,
+                        ..comment
+                    }),
                     false => before_value.push(comment),
                 }
             }
