@@ -56,3 +56,26 @@ pub(super) fn refused(status: Status) -> Status {
         _ => status,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_netmap_has_no_answer_yet() {
+        let question = v1::PolicyQuestion {
+            question: Some(Question::WhatCan(String::new())),
+        };
+        let refused = own(&Snapshot::default(), &question).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn a_refusal_says_what_it_means_for_this_node() {
+        let refused = refused(Status::permission_denied("no"));
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().ends_with("; no"));
+        let other = super::refused(Status::not_found("no node is called x"));
+        assert_eq!(other.message(), "no node is called x");
+    }
+}

@@ -37,6 +37,7 @@ pub fn diff(
     let old = Explainer::new(world, old.0, old.1);
     let new = Explainer::new(world, new.0, new.1);
     let ends = joint(&old, &new);
+    let owners = new.owners();
     // By what is gained or lost through which rule: from which ends to which.
     let mut found: BTreeMap<(bool, Rule, String), BTreeMap<usize, BTreeSet<usize>>> =
         BTreeMap::new();
@@ -67,8 +68,8 @@ pub fn diff(
                 gained,
                 rule: rule.clone(),
                 services: services.clone(),
-                sources: new.described(&ends, &from),
-                destinations: new.described(&ends, &to),
+                sources: new.described(&ends, &from, &owners),
+                destinations: new.described(&ends, &to, &owners),
             });
         }
     }

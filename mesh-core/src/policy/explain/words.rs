@@ -160,11 +160,21 @@ impl Explainer<'_> {
 }
 
 impl Explainer<'_> {
+    /// How many nodes each owner has.
+    pub(in crate::policy) fn owners(&self) -> BTreeMap<String, usize> {
+        let mut owners = BTreeMap::new();
+        for node in self.ids().filter_map(|id| self.node(id)) {
+            *owners.entry(self.owner(node)).or_default() += 1;
+        }
+        owners
+    }
+
     /// Several ends at once: an owner where all of the owner's nodes are among them, else the nodes.
     pub(in crate::policy) fn described(
         &self,
         ends: &[End],
         which: &BTreeSet<usize>,
+        owners: &BTreeMap<String, usize>,
     ) -> Vec<String> {
         let mut words = Vec::new();
         let mut nodes: BTreeMap<String, BTreeSet<NodeId>> = BTreeMap::new();
@@ -176,9 +186,7 @@ impl Explainer<'_> {
         }
         let mut owned = Vec::new();
         for (owner, among) in nodes {
-            let live = self.ids().filter_map(|id| self.node(id));
-            let theirs = live.filter(|node| self.owner(node) == owner).count();
-            if theirs == among.len() {
+            if owners.get(&owner) == Some(&among.len()) {
                 owned.push(owner);
             } else {
                 let names = among.iter().filter_map(|id| self.node(*id));
