@@ -5,13 +5,14 @@
 //! port ranges, so that whoever looks up needs no precedence at all.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::bits::Bits;
 use super::classes::Class;
 use super::compile::CompiledPolicy;
 use super::kinds::Twins;
-use super::rules::{RuleSlot, Rules, Service};
+use super::rules::{Opening, Rule as RuleText, RuleSlot, Rules, Service};
 use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange, Rule};
 use crate::node::NodeId;
 use crate::{Direction, RuleId};
@@ -33,30 +34,39 @@ pub(super) struct Loaded {
     rules: BTreeMap<RuleId, RuleSlot>,
 }
 
+/// Answers that were found before: many pairs of classes are joined by the very same rules.
+#[derive(Debug, Default)]
+pub(super) struct Known(BTreeMap<Vec<(RuleSlot, usize)>, Rc<[Answer]>>);
+
 impl Rules {
     /// What those of the one class may, and may not, open to those of the other: disjoint, denies
     /// included, by protocol and port.
     pub(super) fn answers(&self, src: &Class, dst: &Class) -> Vec<Answer> {
+        let answers = self.answers_among(src, dst, &mut Known::default());
+        answers.to_vec()
+    }
+
+    pub(super) fn answers_among(
+        &self,
+        src: &Class,
+        dst: &Class,
+        known: &mut Known,
+    ) -> Rc<[Answer]> {
         let joined: Vec<_> = self.between(src, dst).collect();
-        let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
-        for action in [Action::Deny, Action::Accept] {
-            let rules = joined.iter().filter(|(_, rule, _)| rule.action == action);
-            for (slot, _, openings) in rules {
-                let services = openings.iter().flat_map(|opening| opening.services.iter());
-                for Service { protocol, ports } in services {
-                    let resolved = resolved.entry(*protocol).or_default();
-                    resolved.fill(*ports, action, *slot);
-                }
-            }
-        }
-        resolved
-            .into_iter()
-            .flat_map(|(protocol, resolved)| resolved.answers(protocol))
-            .collect()
+        let openings = joined.iter().flat_map(|(slot, _, openings)| {
+            let services = openings.iter().map(|opening| &opening.services);
+            services.map(|services| (*slot, services.as_ptr() as usize))
+        });
+        let answers = known.0.entry(openings.collect());
+        Rc::clone(answers.or_insert_with(|| resolve(&joined)))
     }
 
     /// Whether anything at all is granted: a packet, or a capability.
     pub(super) fn opens(&self, src: &Class, dst: &Class) -> bool {
+        self.opens_among(src, dst, &mut Known::default())
+    }
+
+    pub(super) fn opens_among(&self, src: &Class, dst: &Class, known: &mut Known) -> bool {
         let mut accepts = false;
         let mut denies = false;
         for slot in src.src_rules.both(&dst.dst_rules) {
@@ -71,12 +81,31 @@ impl Rules {
                 Action::Deny => denies = true,
             }
         }
-        let left = || {
-            let answers = self.answers(src, dst);
+        let mut left = || {
+            let answers = self.answers_among(src, dst, known);
             answers.iter().any(|answer| answer.action == Action::Accept)
         };
         accepts && (!denies || left())
     }
+}
+
+/// Denies first, so that what they hold is theirs; then in the order of the text.
+fn resolve(joined: &[(RuleSlot, &RuleText, Vec<&Opening>)]) -> Rc<[Answer]> {
+    let mut resolved: BTreeMap<u8, Resolved> = BTreeMap::new();
+    for action in [Action::Deny, Action::Accept] {
+        let rules = joined.iter().filter(|(_, rule, _)| rule.action == action);
+        for (slot, _, openings) in rules {
+            let services = openings.iter().flat_map(|opening| opening.services.iter());
+            for Service { protocol, ports } in services {
+                let resolved = resolved.entry(*protocol).or_default();
+                resolved.fill(*ports, action, *slot);
+            }
+        }
+    }
+    let answers = resolved.into_iter();
+    answers
+        .flat_map(|(protocol, resolved)| resolved.answers(protocol))
+        .collect()
 }
 
 impl CompiledPolicy {
@@ -104,6 +133,7 @@ impl CompiledPolicy {
 
     fn load(&self, kind: &Twins) -> Loaded {
         let mut loaded = Loaded::default();
+        let mut known = Known::default();
         // All classes of the peers, also those that everything is denied to, for a verdict names
         // its rule; its own, for two routers may stand before one subnet; and the world.
         let peers = self.kinds.iter().filter(|other| kind.sees(other));
@@ -113,19 +143,26 @@ impl CompiledPolicy {
         for local in &kind.classes {
             for remote in remote.iter() {
                 let (local, remote) = (&self.classes[*local], &self.classes[remote]);
-                self.entries(remote, local, Direction::Ingress, &mut loaded);
-                self.entries(remote, local, Direction::Egress, &mut loaded);
+                self.entries(remote, local, Direction::Ingress, &mut known, &mut loaded);
+                self.entries(remote, local, Direction::Egress, &mut known, &mut loaded);
             }
         }
         loaded
     }
 
-    fn entries(&self, remote: &Class, local: &Class, direction: Direction, loaded: &mut Loaded) {
+    fn entries(
+        &self,
+        remote: &Class,
+        local: &Class,
+        direction: Direction,
+        known: &mut Known,
+        loaded: &mut Loaded,
+    ) {
         let answers = match direction {
-            Direction::Ingress => self.rules.answers(remote, local),
-            Direction::Egress => self.rules.answers(local, remote),
+            Direction::Ingress => self.rules.answers_among(remote, local, known),
+            Direction::Egress => self.rules.answers_among(local, remote, known),
         };
-        for answer in answers {
+        for answer in answers.iter() {
             let rule = self.rules.all[answer.rule].id;
             let key = EntryKey {
                 remote: remote.identity,

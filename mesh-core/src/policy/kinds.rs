@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::bits::Bits;
 use super::classes::{ClassId, Classes, Placed};
-use super::entries::Loaded;
+use super::entries::{Known, Loaded};
 use super::rules::Rules;
 use super::slab::Slab;
 use crate::netmap::Action;
@@ -41,10 +41,10 @@ impl Twins {
         reaches(self, other) || reaches(other, self)
     }
 
-    fn opens(&self, dst: ClassId, rules: &Rules, classes: &Classes) -> bool {
+    fn opens(&self, dst: ClassId, rules: &Rules, classes: &Classes, known: &mut Known) -> bool {
         let dst = &classes[dst];
         let mut mine = self.classes.iter();
-        mine.any(|src| rules.opens(&classes[*src], dst))
+        mine.any(|src| rules.opens_among(&classes[*src], dst, known))
     }
 
     /// All that something may be opened to, found by way of the rules.
@@ -75,7 +75,8 @@ impl Twins {
         match special.iter().any(|special| mine.meets(special)) {
             // Not every rule that names a destination holds for it, or a deny leaves nothing open.
             true => {
-                let open = |dst: &ClassId| self.opens(*dst, rules, classes);
+                let mut known = Known::default();
+                let open = |dst: &ClassId| self.opens(*dst, rules, classes, &mut known);
                 reach.iter().filter(open).collect()
             }
             false => reach,
@@ -225,9 +226,10 @@ impl Kinds {
                 twins.find_reach(rules, classes)
             } else {
                 let known = &twins.reaches;
-                let turned = judged
-                    .iter()
-                    .filter(|class| twins.opens(*class, rules, classes) != known.contains(*class));
+                let mut answers = Known::default();
+                let turned = judged.iter().filter(|class| {
+                    twins.opens(*class, rules, classes, &mut answers) != known.contains(*class)
+                });
                 let turned: Vec<ClassId> = turned.chain(known.both(dead)).collect();
                 let mut reaches = known.clone();
                 for class in turned {

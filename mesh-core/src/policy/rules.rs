@@ -102,6 +102,8 @@ impl Rule {
 /// Where a rule stands in the text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Spot {
+    /// Beside its text, what tells it from others.
+    kind: Option<Kind>,
     position: usize,
     span: Span,
     line: u32,
@@ -119,7 +121,9 @@ pub(super) struct Rules {
     spots: Vec<Spot>,
     order: Vec<RuleSlot>,
     /// Rules that say the same.
-    said: BTreeMap<Arc<str>, BTreeSet<RuleSlot>>,
+    said: BTreeMap<Arc<str>, Vec<RuleSlot>>,
+    /// What several rules say, and what new ones say.
+    unnamed: BTreeSet<Arc<str>>,
     numbers: Numbers,
     /// By selector.
     sources: Vec<Bits>,
@@ -145,6 +149,7 @@ impl Default for Rules {
             spots: Vec::new(),
             order: Vec::new(),
             said: BTreeMap::new(),
+            unnamed: BTreeSet::new(),
             numbers: Numbers::default(),
             sources: Vec::new(),
             destinations: Vec::new(),

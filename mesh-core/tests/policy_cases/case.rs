@@ -1,7 +1,9 @@
 //! One recorded case: the world that it was recorded in, the policy, and what was seen.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -9,7 +11,7 @@ use mesh_core::node::{NodeId, Owner, Tag};
 use mesh_core::policy::{Document, auto_approved};
 use serde::Deserialize;
 
-use crate::support::Mesh;
+use super::support::Mesh;
 
 #[derive(Deserialize)]
 pub(crate) struct Case {
@@ -133,6 +135,55 @@ impl Case {
             }
         }
         Scene { mesh, ids }
+    }
+}
+
+/// Where the cases are, if they are anywhere.
+pub(crate) fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("MESH_POLICY_CASES").map_or_else(
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../shared/policy-cases"
+            ))
+        },
+        PathBuf::from,
+    );
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    let missing = format!(
+        "no recorded policy cases in {}: set MESH_POLICY_CASES to their folder",
+        folder.display()
+    );
+    assert!(std::env::var_os("CI").is_none(), "{missing}");
+    let _ = writeln!(std::io::stderr(), "{missing}");
+    None
+}
+
+/// The sets of the folder, by name.
+pub(crate) fn read(folder: &Path) -> BTreeMap<String, Vec<Case>> {
+    let files = std::fs::read_dir(folder).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let sets: BTreeMap<String, Vec<Case>> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "jsonl"))
+        .map(|path| {
+            let set = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let cases = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            (set, cases.collect())
+        })
+        .collect();
+    assert!(!sets.is_empty(), "no *.jsonl in {}", folder.display());
+    sets
+}
+
+/// The node that a label belongs to.
+pub(crate) fn owner(label: &str) -> Option<&str> {
+    match label.strip_prefix("ROUTE:") {
+        Some(route) => route.rsplit(':').next(),
+        None if label.starts_with("EXT/") => None,
+        None => label.split('/').next(),
     }
 }
 

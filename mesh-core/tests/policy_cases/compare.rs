@@ -11,7 +11,7 @@ use mesh_core::node::NodeId;
 use mesh_core::policy::CompiledPolicy;
 use mesh_core::{Direction, Identity};
 
-use crate::case::{Approval, Case, Reach, Scene, SeenPeer, shown};
+use crate::case::{Approval, Case, Reach, Scene, SeenPeer, owner, shown};
 use crate::services;
 
 /// Every difference, one line each; empty is exact.
@@ -89,15 +89,6 @@ fn reachability(
                 }
             }
         }
-    }
-}
-
-/// The node that a label belongs to.
-fn owner(label: &str) -> Option<&str> {
-    match label.strip_prefix("ROUTE:") {
-        Some(route) => route.rsplit(':').next(),
-        None if label.starts_with("EXT/") => None,
-        None => label.split('/').next(),
     }
 }
 

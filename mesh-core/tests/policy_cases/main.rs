@@ -6,7 +6,6 @@
 #![expect(clippy::unwrap_used, reason = "tests panic freely")]
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
 mod case;
 mod compare;
@@ -24,43 +23,15 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn folder() -> Option<PathBuf> {
-    let folder = std::env::var_os("MESH_POLICY_CASES").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../../shared/policy-cases"
-            ))
-        },
-        PathBuf::from,
-    );
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    let missing = format!(
-        "no recorded policy cases in {}: set MESH_POLICY_CASES to their folder",
-        folder.display()
-    );
-    assert!(std::env::var_os("CI").is_none(), "{missing}");
-    say(&missing);
-    None
-}
-
 #[test]
 fn recorded_cases_are_answered_as_recorded() {
-    let Some(folder) = folder() else { return };
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|end| end == "jsonl"))
-        .collect();
-    files.sort();
-    assert!(!files.is_empty(), "no *.jsonl in {}", folder.display());
+    let Some(folder) = case::folder() else {
+        return;
+    };
     let only = std::env::var("MESH_POLICY_CASE").unwrap_or_default();
     let mut broken = Vec::new();
-    for file in files {
-        let set = file.file_stem().unwrap().to_string_lossy().into_owned();
-        let (exact, counted) = run(&std::fs::read_to_string(&file).unwrap(), &only);
+    for (set, cases) in case::read(&folder) {
+        let (exact, counted) = run(&cases, &only);
         say(&format!("{set}: exact {exact} of {counted}"));
         if exact < counted {
             broken.push(set);
@@ -70,14 +41,10 @@ fn recorded_cases_are_answered_as_recorded() {
 }
 
 /// How many of the cases that count are exact, and how many count.
-fn run(text: &str, only: &str) -> (usize, usize) {
+fn run(cases: &[Case], only: &str) -> (usize, usize) {
     let (mut exact, mut counted) = (0, 0);
-    for line in text.lines() {
-        let case: Case = serde_json::from_str(line).unwrap();
-        if !case.id.contains(only) {
-            continue;
-        }
-        let differences = compare::differences(&case);
+    for case in cases.iter().filter(|case| case.id.contains(only)) {
+        let differences = compare::differences(case);
         let note = if case.optional { " (optional)" } else { "" };
         if !differences.is_empty() {
             say(&format!(

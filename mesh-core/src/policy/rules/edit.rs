@@ -86,6 +86,7 @@ impl Rules {
                 self.spots.resize(*slot + 1, Spot::default());
             }
             self.spots[*slot] = Spot {
+                kind: Some(clause.kind),
                 position,
                 span: clause.span,
                 line: document.lines.line(clause.span),
@@ -109,12 +110,10 @@ impl Rules {
     /// For each clause of a new text, the rule that said the same, in the same order, before.
     fn align(&self, clauses: &[&Clause], text: &str) -> Vec<Option<RuleSlot>> {
         let said = |slot: RuleSlot| {
-            (
-                self.all[slot].kind,
-                excerpt(&self.text, self.spots[slot].span),
-            )
+            let spot = &self.spots[slot];
+            (spot.kind, excerpt(&self.text, spot.span))
         };
-        let says = |clause: &Clause| (clause.kind, excerpt(text, clause.span));
+        let says = |clause: &Clause| (Some(clause.kind), excerpt(text, clause.span));
         let same = |(clause, slot): &(&&Clause, &RuleSlot)| says(clause) == said(**slot);
         let head = clauses.iter().zip(&self.order).take_while(same).count();
         let (new, old) = (&clauses[head..], &self.order[head..]);
@@ -122,7 +121,7 @@ impl Rules {
         let tail = ends.take_while(same).count();
         let (new, tail_of_new) = new.split_at(new.len() - tail);
         let (old, tail_of_old) = old.split_at(old.len() - tail);
-        let mut places: BTreeMap<(Kind, &str), Vec<usize>> = BTreeMap::new();
+        let mut places: BTreeMap<(Option<Kind>, &str), Vec<usize>> = BTreeMap::new();
         for (place, slot) in old.iter().enumerate().rev() {
             places.entry(said(*slot)).or_default().push(place);
         }
@@ -243,8 +242,9 @@ impl Rules {
                 list.insert(slot);
             }
         }
-        let same = self.said.entry(Arc::clone(&rule.content)).or_default();
-        same.insert(slot);
+        let content = Arc::clone(&rule.content);
+        self.said.entry(content).or_default().push(slot);
+        self.unnamed.insert(Arc::clone(&rule.content));
         slot
     }
 
@@ -273,7 +273,7 @@ impl Rules {
         }
         self.numbers.remove(rule.wanted);
         if let Some(same) = self.said.get_mut(&rule.content) {
-            same.remove(&slot);
+            same.retain(|known| *known != slot);
             if same.is_empty() {
                 self.said.remove(&rule.content);
             }
@@ -295,16 +295,24 @@ impl Rules {
     fn name(&mut self, edit: &mut Edit) {
         let clashed = self.numbers.clash();
         let mut named: Vec<(RuleSlot, usize)> = Vec::new();
-        for slots in self.said.values() {
-            let mut slots: Vec<RuleSlot> = slots.iter().copied().collect();
+        for content in &self.unnamed {
+            let Some(slots) = self.said.get_mut(content) else {
+                continue;
+            };
             slots.sort_by_key(|slot| self.spots[*slot].position);
-            for (occurrence, slot) in slots.into_iter().enumerate() {
-                let rule = &self.all[slot];
+            for (occurrence, slot) in slots.iter().enumerate() {
+                let rule = &self.all[*slot];
                 if rule.id == UNNAMED || rule.occurrence != occurrence {
-                    named.push((slot, occurrence));
+                    named.push((*slot, occurrence));
                 }
             }
         }
+        // What is said several times is looked at again: the order of those may change.
+        let several = |content: &Arc<str>| {
+            let slots = self.said.get(content);
+            slots.is_some_and(|slots| slots.len() > 1)
+        };
+        self.unnamed.retain(several);
         for (slot, occurrence) in named {
             let mut rule = Rule::clone(&self.all[slot]);
             if rule.id != UNNAMED {
