@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+mod policy;
 mod tunnel;
 
 use anyhow::Result;
@@ -12,10 +13,13 @@ use clap::Parser;
 enum What {
     /// The userspace tunnel with iperf3, next to wireguard-go
     Tunnel(tunnel::Options),
+    /// The policy compiler with ten thousand nodes and rules; needs no root
+    Policy(policy::Options),
 }
 
 fn main() -> Result<()> {
     match What::parse() {
         What::Tunnel(options) => tunnel::run(options),
+        What::Policy(options) => policy::run(options),
     }
 }

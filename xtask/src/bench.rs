@@ -5,6 +5,9 @@ use clap::Parser;
 
 use crate::{setup, shell};
 
+/// What takes nothing but a compiler, and no root.
+const UNPREPARED: [&str; 1] = ["policy"];
+
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
     /// What to measure and how: passed on; `cargo xtask bench -- --help` shows what there is.
@@ -14,7 +17,10 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn run(self) -> Result<()> {
-        setup::prepare(setup::Purpose::Test)?;
+        let verb = self.arguments.first().map_or("", String::as_str);
+        if !UNPREPARED.contains(&verb) {
+            setup::prepare(setup::Purpose::Test)?;
+        }
         shell::run(shell::cargo().args([
             "build",
             "--release",
