@@ -49,7 +49,7 @@ pub use approve::auto_approved;
 pub use apps::Capabilities;
 pub use check::check;
 pub use compile::{CompiledPolicy, compile};
-pub use diff::{Change, diff, diff_answer};
+pub use diff::{Change, What, diff, diff_answer};
 pub use explain::{
     Answer, AtEnd, Decision, Explainer, Explanation, Judged, Reach, Reason, Row, Unanswerable, Way,
     explain_own, what_can_i_reach, who_can_reach_me,

@@ -292,6 +292,31 @@ fn a_node_answers_for_itself_and_for_nobody_else() {
 }
 
 #[test]
+fn a_change_of_logins_is_said_too() {
+    let mesh = mesh();
+    let world = world(&mesh);
+    let compiled = |ssh: &str| {
+        let text =
+            format!("{{\"acls\": [], \"tagOwners\": {{\"tag:db\": []}},\n\"ssh\": [\n{ssh}]}}");
+        let document = Document::parse(&text).unwrap().in_file("p.hujson");
+        let compiled = compile(&document, &mesh.subjects(), None);
+        (document, compiled)
+    };
+    let old = compiled(
+        r#"{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:db"], "users": ["root"]}"#,
+    );
+    let new = compiled(
+        r#"{"action": "check", "src": ["ann@example.com"], "dst": ["tag:db"], "users": ["root", "autogroup:nonroot"]}"#,
+    );
+    let changes = diff(&world, (&old.0, &old.1), (&new.0, &new.1));
+    assert_snapshot!(diff_answer(&changes).lines.join("\n"), @r"
+    - ann@example.com, bob@example.com may no longer log in to tag:db as root (was p.hujson:3)
+    + ann@example.com may now log in to tag:db as any account but root, after a check (p.hujson:3)
+    + ann@example.com may now log in to tag:db as root, after a check (p.hujson:3)
+    ");
+}
+
+#[test]
 fn a_change_is_said_as_who_gains_and_who_loses() {
     let mesh = mesh();
     let world = world(&mesh);

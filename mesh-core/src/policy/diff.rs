@@ -15,18 +15,30 @@ use crate::netmap::{PortRange, Rule};
 use crate::node::NodeId;
 use crate::world::World;
 
+mod logins;
+
 /// One thing that some may now do, or no longer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Change {
     pub gained: bool,
-    /// The rule that opens it, or that opened it.
+    /// The rule that allows it, or that allowed it.
     pub rule: Rule,
-    /// `tcp/22`.
-    pub services: String,
+    pub what: What,
     /// Owners, nodes, prefixes.
     pub sources: Vec<String>,
     pub destinations: Vec<String>,
 }
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum What {
+    /// Open flows: `tcp/22`.
+    Open(String),
+    /// Log in by SSH as this account, after a check where one is asked for.
+    LogIn { account: String, checked: bool },
+}
+
+/// By what is gained or lost through which rule: from which ends to which.
+type Found = BTreeMap<(bool, Rule, What), BTreeMap<usize, BTreeSet<usize>>>;
 
 /// What `new` changes of `old`, each with what it compiles to in this world.
 pub fn diff(
@@ -37,10 +49,14 @@ pub fn diff(
     let old = Explainer::new(world, old.0, old.1);
     let new = Explainer::new(world, new.0, new.1);
     let ends = joint(&old, &new);
-    let owners = new.owners();
-    // By what is gained or lost through which rule: from which ends to which.
-    let mut found: BTreeMap<(bool, Rule, String), BTreeMap<usize, BTreeSet<usize>>> =
-        BTreeMap::new();
+    let mut changes = told(&new, &ends, reach(&old, &new, &ends));
+    let ends = new.by_owner();
+    changes.extend(told(&new, &ends, logins::compared(&old, &new, &ends)));
+    changes
+}
+
+fn reach(old: &Explainer<'_>, new: &Explainer<'_>, ends: &[End]) -> Found {
+    let mut found = Found::new();
     for (from, src) in ends.iter().enumerate() {
         for (to, dst) in ends.iter().enumerate() {
             let (before, after) = (old.opened(src, dst), new.opened(src, dst));
@@ -49,16 +65,21 @@ pub fn diff(
             }
             for (gained, more, less) in [(true, &after, &before), (false, &before, &after)] {
                 for (rule, ranges) in without(more, less) {
-                    let services = services(ranges.into_iter());
-                    let pairs = found.entry((gained, rule, services)).or_default();
+                    let what = What::Open(services(ranges.into_iter()));
+                    let pairs = found.entry((gained, rule, what)).or_default();
                     pairs.entry(from).or_default().insert(to);
                 }
             }
         }
     }
+    found
+}
+
+/// The same in names. Sources that gain or lose the same are told of together.
+fn told(new: &Explainer<'_>, ends: &[End], found: Found) -> Vec<Change> {
+    let owners = new.owners();
     let mut changes = Vec::new();
-    for ((gained, rule, services), pairs) in found {
-        // Sources that gain or lose the same are told of together.
+    for ((gained, rule, what), pairs) in found {
         let mut by_destinations: BTreeMap<BTreeSet<usize>, BTreeSet<usize>> = BTreeMap::new();
         for (from, to) in pairs {
             by_destinations.entry(to).or_default().insert(from);
@@ -67,9 +88,9 @@ pub fn diff(
             changes.push(Change {
                 gained,
                 rule: rule.clone(),
-                services: services.clone(),
-                sources: new.described(&ends, &from, &owners),
-                destinations: new.described(&ends, &to, &owners),
+                what: what.clone(),
+                sources: new.described(ends, &from, &owners),
+                destinations: new.described(ends, &to, &owners),
             });
         }
     }
@@ -79,31 +100,35 @@ pub fn diff(
 /// The changes as lines and as JSON, what is lost first.
 pub fn diff_answer(changes: &[Change]) -> Answer {
     let line = |change: &Change| {
-        let Change {
-            gained,
-            rule,
-            services,
-            sources,
-            destinations,
-        } = change;
-        let sources = some(sources.iter().cloned());
-        let destinations = some(destinations.iter().cloned());
-        let at = place(rule);
-        match gained {
-            true => format!("+ {sources} may now open {services} to {destinations} ({at})"),
-            false => {
-                format!("- {sources} may no longer open {services} to {destinations} (was {at})")
+        let sources = some(change.sources.iter().cloned());
+        let destinations = some(change.destinations.iter().cloned());
+        let what = match &change.what {
+            What::Open(services) => format!("open {services} to {destinations}"),
+            What::LogIn { account, checked } => {
+                let check = if *checked { ", after a check" } else { "" };
+                format!("log in to {destinations} as {account}{check}")
             }
+        };
+        let at = place(&change.rule);
+        match change.gained {
+            true => format!("+ {sources} may now {what} ({at})"),
+            false => format!("- {sources} may no longer {what} (was {at})"),
         }
     };
     let value = |change: &Change| {
-        json!({
+        let mut value = json!({
             "change": if change.gained { "gained" } else { "lost" },
             "sources": change.sources,
-            "services": change.services,
             "destinations": change.destinations,
             "rule": rule_json(&change.rule),
-        })
+        });
+        match &change.what {
+            What::Open(services) => value["services"] = services.as_str().into(),
+            What::LogIn { account, checked } => {
+                value["login"] = json!({"account": account, "checked": checked});
+            }
+        }
+        value
     };
     Answer {
         lines: changes.iter().map(line).collect(),

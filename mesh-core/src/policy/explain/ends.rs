@@ -16,6 +16,7 @@ use crate::policy::kinds::KindId;
 use crate::policy::ports;
 use crate::policy::resolve::{Extent, Resolver, Subjects};
 use crate::policy::selector::{Autogroup, Selector};
+use crate::policy::ssh::SshRule;
 use crate::policy::syntax::Document;
 use crate::world::World;
 
@@ -215,6 +216,23 @@ impl<'a> Explainer<'a> {
     pub(in crate::policy) fn kind(&self, id: NodeId) -> Option<(KindId, [ClassId; 2])> {
         let placed = self.compiled.nodes.get(&id)?;
         Some((placed.kind, placed.addresses.map(|(_, class)| class)))
+    }
+
+    /// One end for each owner.
+    pub(in crate::policy) fn by_owner(&self) -> Vec<End> {
+        let mut owners: BTreeMap<String, Vec<NodeId>> = BTreeMap::new();
+        for node in self.ids().filter_map(|id| self.node(id)) {
+            owners.entry(self.owner(node)).or_default().push(node.id);
+        }
+        owners.into_values().map(|ids| self.of_nodes(ids)).collect()
+    }
+
+    pub(in crate::policy) fn logins(&self, node: NodeId) -> Vec<SshRule> {
+        self.compiled.ssh(node)
+    }
+
+    pub(in crate::policy) fn file(&self) -> Arc<str> {
+        Arc::clone(&self.document.file)
     }
 
     /// Everybody who is not expired.
