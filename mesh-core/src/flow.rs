@@ -191,6 +191,13 @@ impl FlowLog {
         }
     }
 
+    /// A change of the policy has ended a flow, just now. `now` is of the packet path's clock.
+    pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, now: u64) {
+        let mut entry = *entry;
+        entry.state.last_seen = now;
+        self.handle_flow(key, &entry);
+    }
+
     /// The walk is over: what it did not meet has ended in silence. `now` is of the packet path's
     /// clock.
     pub fn handle_walked(&mut self, now: u64) {

@@ -3,13 +3,10 @@
 use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::dataplane::{AttachError, Dataplane, Options, probe};
-use mesh_common::addr::Prefix;
 use mesh_common::flow::{FlowEntry, FlowKey};
-use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, DropReason, IdentityEntry, PolicyEntry, PolicyKey, maps};
+use mesh_common::maps;
+use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
-use mesh_core::dataplane::why::Question;
-use mesh_core::dataplane::{Tables, reconcile};
 use mesh_core::desired::MTU;
 use mesh_core::netmap::{Action, Entry, EntryKey, Netmap, NodePolicy, PortRange};
 use mesh_core::{Direction, Identity, RuleId};
@@ -19,10 +16,10 @@ use crate::packet::{Body, Packet};
 use crate::random::{self, Random};
 use crate::scratch::Bpffs;
 
-const ME: [u8; 4] = [100, 64, 0, 1];
-const PEER: [u8; 4] = [100, 64, 0, 2];
+pub(crate) const ME: [u8; 4] = [100, 64, 0, 1];
+pub(crate) const PEER: [u8; 4] = [100, 64, 0, 2];
 
-fn tcp(direction: Direction, flags: u8) -> Vec<u8> {
+pub(crate) fn tcp(direction: Direction, flags: u8) -> Vec<u8> {
     let (source, destination, ports) = match direction {
         Direction::Ingress => (PEER, ME, [40_000, 22]),
         Direction::Egress => (ME, PEER, [22, 40_000]),
@@ -36,7 +33,7 @@ fn tcp(direction: Direction, flags: u8) -> Vec<u8> {
 }
 
 /// Peer 2 may open TCP port 22 here, or nothing.
-fn netmap(allowed: bool) -> Netmap {
+pub(crate) fn netmap(allowed: bool) -> Netmap {
     let mut netmap = random::netmap(&mut Random(1));
     let (me, peer) = (Identity(16), Identity(18));
     let key = EntryKey {
@@ -69,16 +66,16 @@ fn netmap(allowed: bool) -> Netmap {
     netmap
 }
 
-fn tables(allowed: bool) -> Tables {
+pub(crate) fn tables(allowed: bool) -> Tables {
     Tables::of(&netmap(allowed), MTU)
 }
 
-const SYN: u8 = 2;
+pub(crate) const SYN: u8 = 2;
 const SYN_ACK: u8 = 18;
-const ACK: u8 = 16;
+pub(crate) const ACK: u8 = 16;
 
 /// Opens the connection that the policy allows.
-fn connect(kernel: &Kernel) {
+pub(crate) fn connect(kernel: &Kernel) {
     assert!(
         kernel
             .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
@@ -267,7 +264,7 @@ fn pins_that_were_taken_away_are_made_again() {
     assert_eq!(kernel.established().iter().count(), 1);
 }
 
-fn layout() -> String {
+pub(crate) fn layout() -> String {
     format!("v{}", maps::LAYOUT_VERSION)
 }
 
@@ -503,243 +500,32 @@ fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
     assert_eq!(dataplane.standing().unwrap(), Standing::First);
 }
 
-/// So many peers may each open one port here: a row, an identity and a rule for each.
-fn crowd(peers: u32) -> Tables {
-    let mut tables = tables(true);
-    let me = Identity(16);
-    for number in 0..peers {
-        let identity = Identity(1_000 + number);
-        let rule = RuleId(1_000 + number);
-        let key = PolicyKey::new(identity, me, Direction::Ingress, 6, 22);
-        let prefix = PolicyPrefix {
-            len: PolicyPrefix::EXACT,
-            key,
-        };
-        tables.rows.insert(prefix, PolicyEntry::accept(rule));
-        tables.rules.insert(rule);
-    }
-    tables
+/// The thread's own loopback.
+fn tc(arguments: &[&str]) {
+    let done = std::process::Command::new("tc").args(arguments).status();
+    assert!(done.unwrap().success(), "tc {arguments:?}");
 }
 
 #[test]
-fn a_full_table_keeps_the_policy_before_and_says_the_number() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
-    let mut rows = crowd(maps::POLICY_CAPACITY);
-    rows.rules.clear();
-    let rules = crowd(maps::RULE_CAPACITY);
-    let mut hosts = tables(true);
-    let mut nets = tables(true);
-    let entry = IdentityEntry {
-        identity: Identity(18),
-        ..IdentityEntry::UNKNOWN
+fn a_clsact_filter_of_somebody_else_is_behind_or_ours_is_refused() {
+    own_network();
+    let bpffs = Bpffs::mount().unwrap();
+    let options = Options {
+        clsact: true,
+        ..options(&bpffs)
     };
-    for number in 0..=maps::ID_EXACT_CAPACITY {
-        let address = std::net::Ipv6Addr::from(u128::from(number) << 8 | 0xfd << 120);
-        let address = Address::from(std::net::IpAddr::from(address));
-        hosts.identities.insert(Prefix { len: 128, address }, entry);
-        if number <= maps::ID_CIDR_CAPACITY {
-            nets.identities.insert(Prefix { len: 120, address }, entry);
-        }
-    }
-    for (tables, what, capacity) in [
-        (&rows, "rows of policy", maps::POLICY_CAPACITY),
-        (&rules, "rules", maps::RULE_CAPACITY),
-        (&hosts, "addresses of nodes", maps::ID_EXACT_CAPACITY),
-        (&nets, "routes", maps::ID_CIDR_CAPACITY),
-    ] {
-        let error = kernel.dataplane().apply(tables).unwrap_err().to_string();
-        assert!(
-            error.contains(what) && error.contains(&capacity.to_string()),
-            "{error}"
-        );
-        let ack = tcp(Direction::Egress, ACK);
-        assert!(
-            kernel.run(Direction::Egress, &ack).0,
-            "the old policy stands"
-        );
-    }
-    // What is new is not let in by halves: nobody of the crowd has an identity.
-    kernel.apply(&tables(false));
-    let ack = tcp(Direction::Egress, ACK);
-    assert!(
-        !kernel.run(Direction::Egress, &ack).0,
-        "and the next that fits is taken"
-    );
-}
-
-#[test]
-fn a_small_change_of_a_large_policy_is_small_work() {
-    let mut kernel = Kernel::new();
-    let large = crowd(10_000);
-    let time = |kernel: &mut Kernel, tables: &Tables| {
-        let begun = std::time::Instant::now();
-        kernel.apply(tables);
-        begun.elapsed()
-    };
-    let first = time(&mut kernel, &large);
-    let mut changed = large.clone();
-    let row = *changed.rows.keys().next().unwrap();
-    let steps = |from: &Tables, to: &Tables| reconcile(from, to).len();
-    let mut quickest = std::time::Duration::MAX;
-    for round in 0..9_u32 {
-        let entry = match round % 2 {
-            0 => PolicyEntry::deny(RuleId(1_000)),
-            _ => PolicyEntry::accept(RuleId(1_000)),
-        };
-        let before = changed.clone();
-        changed.rows.insert(row, entry);
-        assert!(steps(&before, &changed) <= 2);
-        quickest = quickest.min(time(&mut kernel, &changed));
-    }
-    println!("figure: 10,000 rows applied in {first:?}, one of them changed in {quickest:?}");
-    assert!(quickest * 2 < first, "{quickest:?} of {first:?}");
-}
-
-/// Two policies that call two peers by each other's numbers. One of the two may never open anything;
-/// whoever met the one's identities beside the other's rows would let it in.
-#[test]
-fn no_packet_meets_half_a_policy() {
-    const OTHER: [u8; 4] = [100, 64, 0, 3];
-    let named = |allowed: u32, denied: u32| {
-        let mut tables = tables(true);
-        let host = |address: [u8; 4]| Prefix {
-            len: 128,
-            address: Address::from(std::net::IpAddr::from(address)),
-        };
-        let known = |identity, peer| IdentityEntry {
-            identity: Identity(identity),
-            flags: 0,
-            peer,
-        };
-        tables.identities.insert(host(PEER), known(allowed, 2));
-        tables.identities.insert(host(OTHER), known(denied, 3));
-        let key = PolicyKey::new(Identity(allowed), Identity(16), Direction::Ingress, 6, 22);
-        let prefix = PolicyPrefix {
-            len: PolicyPrefix::EXACT,
-            key,
-        };
-        tables.rows = [(prefix, PolicyEntry::accept(RuleId(1)))].into();
-        tables
-    };
-    let policies = [named(20, 21), named(21, 20)];
-    let mut kernel = Kernel::new();
-    kernel.apply(&policies[0]);
-    let body = Body::Tcp {
-        source: 40_000,
-        destination: 22,
-        flags: SYN,
-    };
-    let packet = Packet::new(Direction::Ingress, OTHER.into(), ME.into(), body).bytes();
-    let folder = kernel.options().pin_dir.join(layout());
-    let pins = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|pin| pin.unwrap().path());
-    let pin = pins
-        .into_iter()
-        .find(|pin| pin.to_string_lossy().contains("prog_in_"))
-        .unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let passed = std::thread::scope(|scope| {
-        let intruder = scope.spawn(|| {
-            let program = SchedClassifier::from_pin(&pin).unwrap();
-            let (mut passed, mut asked) = (0, 0);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let run = aya::TestRunOptions {
-                    data_in: Some(&packet),
-                    repeat: 64,
-                    ..Default::default()
-                };
-                let verdict = aya::TestRun::test_run(&program, run).unwrap().return_value;
-                passed += u32::from(verdict != 2);
-                asked += 64;
-            }
-            (passed, asked)
-        });
-        for round in 1..=100 {
-            kernel.apply(&policies[round % 2]);
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        intruder.join().unwrap()
-    });
-    assert!(passed.1 > 1_000, "{passed:?}");
-    assert_eq!(passed.0, 0, "of {} packets", passed.1);
-}
-
-#[test]
-fn a_review_ends_idle_flows_and_tells_of_each_once() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
-    let review =
-        |kernel: &mut Kernel, allowed| kernel.dataplane().review(&tables(allowed)).unwrap();
-    assert_eq!(review(&mut kernel, true), []);
-    kernel.apply(&tables(false));
-    let ended = review(&mut kernel, false);
-    assert_eq!(ended.len(), 1);
-    let (key, entry) = ended[0];
-    assert_eq!((key.local_port.get(), key.remote_port.get()), (22, 40_000));
-    assert_eq!(kernel.established().get(&key, 0).unwrap(), entry);
-    assert_eq!(review(&mut kernel, false), []);
-    assert!(
-        !kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
-    // Who reverts in time has cut nothing for good.
-    kernel.apply(&tables(true));
-    assert!(
-        kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
-}
-
-#[test]
-fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    let ask = |kernel: &mut Kernel, port| {
-        let question = Question {
-            source: PEER.into(),
-            destination: ME.into(),
-            proto: 6,
-            port,
-        };
-        let packet = question.packet(40_000);
-        let said = kernel
-            .dataplane()
-            .explain(Direction::Ingress, &packet)
-            .unwrap();
-        let policy = question.ask(&netmap(true).policy, Direction::Ingress);
-        let kernel = (DropReason::from_number(said.reason), said.rule);
-        assert_eq!(kernel, (policy.drop, policy.rule), "port {port}");
-        kernel
-    };
-    let before = kernel.dataplane().counters().unwrap();
-    assert_eq!(ask(&mut kernel, 22), (None, RuleId(1)));
-    assert_eq!(
-        ask(&mut kernel, 23),
-        (Some(DropReason::NoRule), RuleId::NONE)
-    );
-    assert_eq!(kernel.dataplane().counters().unwrap(), before);
-    assert_eq!(kernel.dataplane().denials().unwrap(), []);
-    assert_eq!(kernel.established().iter().count(), 0);
-}
-
-#[test]
-fn maps_tell_how_full_they_are() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
-    let usage = kernel.dataplane().usage().unwrap();
-    let of = |name| *usage.iter().find(|usage| usage.map == name).unwrap();
-    assert_eq!(of(maps::CT_EST).entries, 1);
-    assert!(of(maps::CT_EST).capacity >= u64::from(maps::FLOW_CAPACITY));
-    assert_eq!(of(maps::ID_EXACT).entries, 2);
-    assert_eq!(usage.len(), maps::PINNED.len());
-    // Taken at the start: a key, a value and the kernel's own part for each.
-    let least = of(maps::CT_EST).capacity * 104;
-    assert!(of(maps::CT_EST).memory_bytes > least, "{usage:?}");
+    tc(&["qdisc", "add", "dev", "lo", "clsact"]);
+    tc(&[
+        "filter", "add", "dev", "lo", "ingress", "pref", "2", "matchall", "action", "ok",
+    ]);
+    let dataplane = Dataplane::attach("lo", &options).unwrap();
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
+    tc(&["filter", "del", "dev", "lo", "ingress", "pref", "1"]);
+    assert_eq!(dataplane.standing().unwrap(), Standing::Gone);
+    tc(&[
+        "filter", "add", "dev", "lo", "ingress", "pref", "1", "matchall", "action", "ok",
+    ]);
+    assert_eq!(dataplane.standing().unwrap(), Standing::Gone);
+    // It has our place, and lets everything pass: then there is no filter, and no device.
+    assert!(Dataplane::attach("lo", &options).is_err());
 }

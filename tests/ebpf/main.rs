@@ -21,3 +21,4 @@ mod oracle;
 mod packet;
 mod random;
 mod scratch;
+mod tables;

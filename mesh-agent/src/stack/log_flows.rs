@@ -45,7 +45,7 @@ impl Feed {
                 },
                 Some(ended) = ended.recv() => {
                     for (key, entry) in &ended {
-                        machine.handle_flow(*key, entry);
+                        machine.handle_ended(*key, entry, self.nanoseconds());
                     }
                 }
                 _ = walk.tick() => if let Err(error) = self.walk(&mut machine) {

@@ -38,6 +38,7 @@ pub(super) async fn run(
         stand: BTreeMap::new(),
     };
     let mut pause = LOOK;
+    let mut failing = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -49,22 +50,29 @@ pub(super) async fn run(
         }
         let step = vigil.handle_standing(enforcer.standing(), Instant::now());
         pause = if step == Step::Nothing { LOOK } else { SOON };
+        let mut failure = None;
         match step {
             Step::Nothing => {}
             Step::Close => {
                 door.send_replace(Door::Closed);
                 match net.close(&interface).await {
                     Ok(()) => vigil.handle_closed(Instant::now()),
-                    Err(error) => tracing::error!(error = brief(&error), "close the device"),
+                    Err(error) => failure = Some(brief(&error)),
                 }
             }
             Step::Hang => {
-                if let Err(error) = enforcer.hang() {
-                    tracing::error!(error = brief(&error), "put the programs back");
-                }
+                failure = enforcer.hang().err().map(|error| brief(&error));
             }
             Step::Open => drop(door.send_replace(Door::Open)),
         }
+        if let Some(error) = &failure {
+            pause = LOOK;
+            // A retry that fails the same way is no news.
+            if failing.as_ref() != Some(error) {
+                tracing::error!(error, ?step, "put the filter right");
+            }
+        }
+        failing = failure;
         for (name, condition) in vigil.conditions(&interface.name, Instant::now()) {
             conditions.set(name, condition).await;
         }

@@ -101,7 +101,7 @@ fn a_revoked_flow_is_told_of_once_whoever_finds_it() {
     let mut log = FlowLog::default();
     log.handle_flow(key(22), &entry(100, 0));
     told(&mut log);
-    log.handle_flow(key(22), &entry(100, flags::DENIED));
+    log.handle_ended(key(22), &entry(100, flags::DENIED), 35);
     log.handle_event(&event(EventKind::Revoked, 22));
     log.handle_flow(key(22), &entry(160, flags::DENIED));
     log.handle_walked(40);

@@ -21,12 +21,14 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::field::{SOON, backend};
 
-/// Operators reach port 9000 of nodes, nodes port 9001 of operators, and nothing else.
+/// Operators reach port 9000 of nodes, nodes port 9001 of operators. Sandboxes reach a port that nobody
+/// serves, so that they are peers at all.
 const POLICY: &str = r#"{
     "tagOwners": {"tag:operator": [], "tag:node": [], "tag:developer": [], "tag:sandbox": []},
     "acls": [
         {"action": "accept", "proto": "udp", "src": ["tag:operator"], "dst": ["tag:node:9000"]},
         {"action": "accept", "proto": "udp", "src": ["tag:node"], "dst": ["tag:operator:9001"]},
+        {"action": "accept", "proto": "udp", "src": ["tag:sandbox"], "dst": ["tag:node:9003"]},
     ],
 }"#;
 

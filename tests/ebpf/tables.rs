@@ -1,0 +1,283 @@
+//! The tables under the programs: swapped whole, bounded, reviewed, asked without a trace.
+
+use aya::programs::SchedClassifier;
+use mesh_common::addr::Prefix;
+use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::policy::PolicyPrefix;
+use mesh_common::{Address, Be16, DropReason, IdentityEntry, PolicyEntry, PolicyKey, maps};
+use mesh_core::dataplane::why::Question;
+use mesh_core::dataplane::{Tables, reconcile};
+use mesh_core::{Direction, Identity, RuleId};
+
+use crate::kernel::Kernel;
+use crate::life::{ACK, ME, PEER, SYN, connect, layout, netmap, tables, tcp};
+use crate::packet::{Body, Packet};
+
+/// So many peers may each open one port here: a row, an identity and a rule for each.
+fn crowd(peers: u32) -> Tables {
+    let mut tables = tables(true);
+    let me = Identity(16);
+    for number in 0..peers {
+        let identity = Identity(1_000 + number);
+        let rule = RuleId(1_000 + number);
+        let key = PolicyKey::new(identity, me, Direction::Ingress, 6, 22);
+        let prefix = PolicyPrefix {
+            len: PolicyPrefix::EXACT,
+            key,
+        };
+        tables.rows.insert(prefix, PolicyEntry::accept(rule));
+        tables.rules.insert(rule);
+    }
+    tables
+}
+
+#[test]
+fn a_full_table_keeps_the_policy_before_and_says_the_number() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    let mut rows = crowd(maps::POLICY_CAPACITY);
+    rows.rules.clear();
+    let rules = crowd(maps::RULE_CAPACITY);
+    let mut hosts = tables(true);
+    let mut nets = tables(true);
+    let entry = IdentityEntry {
+        identity: Identity(18),
+        ..IdentityEntry::UNKNOWN
+    };
+    for number in 0..=maps::ID_EXACT_CAPACITY {
+        let address = std::net::Ipv6Addr::from(u128::from(number) << 8 | 0xfd << 120);
+        let address = Address::from(std::net::IpAddr::from(address));
+        hosts.identities.insert(Prefix { len: 128, address }, entry);
+        if number <= maps::ID_CIDR_CAPACITY {
+            nets.identities.insert(Prefix { len: 120, address }, entry);
+        }
+    }
+    for (tables, what, capacity) in [
+        (&rows, "rows of policy", maps::POLICY_CAPACITY),
+        (&rules, "rules", maps::RULE_CAPACITY),
+        (&hosts, "addresses of nodes", maps::ID_EXACT_CAPACITY),
+        (&nets, "routes", maps::ID_CIDR_CAPACITY),
+    ] {
+        let error = kernel.dataplane().apply(tables).unwrap_err().to_string();
+        assert!(
+            error.contains(what) && error.contains(&capacity.to_string()),
+            "{error}"
+        );
+        let ack = tcp(Direction::Egress, ACK);
+        assert!(
+            kernel.run(Direction::Egress, &ack).0,
+            "the old policy stands"
+        );
+    }
+    // What is new is not let in by halves: nobody of the crowd has an identity.
+    kernel.apply(&tables(false));
+    let ack = tcp(Direction::Egress, ACK);
+    assert!(
+        !kernel.run(Direction::Egress, &ack).0,
+        "and the next that fits is taken"
+    );
+}
+
+#[test]
+fn a_small_change_of_a_large_policy_is_small_work() {
+    let mut kernel = Kernel::new();
+    let large = crowd(10_000);
+    let time = |kernel: &mut Kernel, tables: &Tables| {
+        let begun = std::time::Instant::now();
+        kernel.apply(tables);
+        begun.elapsed()
+    };
+    let first = time(&mut kernel, &large);
+    let mut changed = large;
+    let row = *changed.rows.keys().next().unwrap();
+    let steps = |from: &Tables, to: &Tables| reconcile(from, to).len();
+    let mut quickest = std::time::Duration::MAX;
+    for round in 0..9_u32 {
+        let entry = match round % 2 {
+            0 => PolicyEntry::deny(RuleId(1_000)),
+            _ => PolicyEntry::accept(RuleId(1_000)),
+        };
+        let before = changed.clone();
+        changed.rows.insert(row, entry);
+        assert!(steps(&before, &changed) <= 2);
+        quickest = quickest.min(time(&mut kernel, &changed));
+    }
+    println!("figure: 10,000 rows applied in {first:?}, one of them changed in {quickest:?}");
+    assert!(quickest * 2 < first, "{quickest:?} of {first:?}");
+}
+
+/// Two policies that call two peers by each other's numbers. One of the two may never open anything;
+/// whoever met the one's identities beside the other's rows would let it in.
+#[test]
+fn no_packet_meets_half_a_policy() {
+    const OTHER: [u8; 4] = [100, 64, 0, 3];
+    let named = |allowed: u32, denied: u32| {
+        let mut tables = tables(true);
+        let host = |address: [u8; 4]| Prefix {
+            len: 128,
+            address: Address::from(std::net::IpAddr::from(address)),
+        };
+        let known = |identity, peer| IdentityEntry {
+            identity: Identity(identity),
+            flags: 0,
+            peer,
+        };
+        tables.identities.insert(host(PEER), known(allowed, 2));
+        tables.identities.insert(host(OTHER), known(denied, 3));
+        let key = PolicyKey::new(Identity(allowed), Identity(16), Direction::Ingress, 6, 22);
+        let prefix = PolicyPrefix {
+            len: PolicyPrefix::EXACT,
+            key,
+        };
+        tables.rows = [(prefix, PolicyEntry::accept(RuleId(1)))].into();
+        tables
+    };
+    let policies = [named(20, 21), named(21, 20)];
+    let mut kernel = Kernel::new();
+    kernel.apply(&policies[0]);
+    let body = Body::Tcp {
+        source: 40_000,
+        destination: 22,
+        flags: SYN,
+    };
+    let packet = Packet::new(Direction::Ingress, OTHER.into(), ME.into(), body).bytes();
+    let folder = kernel.options().pin_dir.join(layout());
+    let pins = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|pin| pin.unwrap().path());
+    let pin = pins
+        .into_iter()
+        .find(|pin| pin.to_string_lossy().contains("prog_in_"))
+        .unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let passed = std::thread::scope(|scope| {
+        let intruder = scope.spawn(|| {
+            let program = SchedClassifier::from_pin(&pin).unwrap();
+            let (mut passed, mut asked) = (0, 0);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let run = aya::TestRunOptions {
+                    data_in: Some(&packet),
+                    repeat: 64,
+                    ..Default::default()
+                };
+                let verdict = aya::TestRun::test_run(&program, run).unwrap().return_value;
+                passed += u32::from(verdict != 2);
+                asked += 64;
+            }
+            (passed, asked)
+        });
+        for round in 1..=100 {
+            kernel.apply(&policies[round % 2]);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        intruder.join().unwrap()
+    });
+    assert!(passed.1 > 1_000, "{passed:?}");
+    assert_eq!(passed.0, 0, "of {} packets", passed.1);
+}
+
+#[test]
+fn a_review_ends_idle_flows_and_tells_of_each_once() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    let review =
+        |kernel: &mut Kernel, allowed| kernel.dataplane().review(&tables(allowed)).unwrap();
+    assert_eq!(review(&mut kernel, true), []);
+    kernel.apply(&tables(false));
+    let ended = review(&mut kernel, false);
+    assert_eq!(ended.len(), 1);
+    let (key, entry) = ended[0];
+    assert_eq!((key.local_port.get(), key.remote_port.get()), (22, 40_000));
+    assert_eq!(kernel.established().get(&key, 0).unwrap(), entry);
+    assert_eq!(review(&mut kernel, false), []);
+    assert!(
+        !kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+    // Who reverts in time has cut nothing for good.
+    kernel.apply(&tables(true));
+    assert!(
+        kernel
+            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
+            .0
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    let ask = |kernel: &mut Kernel, port| {
+        let question = Question {
+            source: PEER.into(),
+            destination: ME.into(),
+            proto: 6,
+            port,
+        };
+        let packet = question.packet(40_000);
+        let said = kernel
+            .dataplane()
+            .explain(Direction::Ingress, &packet)
+            .unwrap();
+        let policy = question.ask(&netmap(true).policy, Direction::Ingress);
+        let kernel = (DropReason::from_number(said.reason), said.rule);
+        assert_eq!(kernel, (policy.drop, policy.rule), "port {port}");
+        kernel
+    };
+    let before = kernel.dataplane().counters().unwrap();
+    assert_eq!(ask(&mut kernel, 22), (None, RuleId(1)));
+    assert_eq!(
+        ask(&mut kernel, 23),
+        (Some(DropReason::NoRule), RuleId::NONE)
+    );
+    assert_eq!(kernel.dataplane().counters().unwrap(), before);
+    assert_eq!(kernel.dataplane().denials().unwrap(), []);
+    assert_eq!(kernel.established().iter().count(), 0);
+}
+
+#[test]
+fn maps_tell_how_full_they_are() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    connect(&kernel);
+    let usage = kernel.dataplane().usage().unwrap();
+    let of = |name| *usage.iter().find(|usage| usage.map == name).unwrap();
+    assert_eq!(of(maps::CT_EST).entries, 1);
+    assert!(of(maps::CT_EST).capacity >= u64::from(maps::FLOW_CAPACITY));
+    assert_eq!(of(maps::ID_EXACT).entries, 2);
+    assert_eq!(usage.len(), maps::PINNED.len());
+    // Taken at the start: a key, a value and the kernel's own part for each.
+    let least = of(maps::CT_EST).capacity * 104;
+    assert!(of(maps::CT_EST).memory_bytes > least, "{usage:?}");
+}
+
+#[test]
+fn a_review_of_a_full_table_ends_every_flow() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables(true));
+    let many = maps::FLOW_CAPACITY;
+    let flows = kernel.dataplane().kernel().established();
+    let mut key = FlowKey {
+        remote: Address::from(std::net::IpAddr::from(PEER)),
+        local: Address::from(std::net::IpAddr::from(ME)),
+        local_port: Be16::new(22),
+        proto: 6,
+        ..FlowKey::NONE
+    };
+    for port in 0..many as u16 {
+        key.remote_port = Be16::new(port);
+        flows.insert(key, FlowEntry::default(), 0).unwrap();
+    }
+    let flows = flows.keys().count();
+    kernel.apply(&tables(false));
+    let begun = std::time::Instant::now();
+    let ended = kernel.dataplane().review(&tables(false)).unwrap();
+    println!(
+        "figure: {flows} flows reviewed and ended in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(ended.len(), flows);
+}
