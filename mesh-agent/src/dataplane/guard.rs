@@ -12,8 +12,9 @@ use mesh_core::dataplane::vigil::Standing;
 
 use super::AttachError;
 use super::attach::{Chain, Hook, Left, Way, index};
-use super::loader::{failed, left_in};
+use super::error::failed;
 use super::pins::{Folder, Role};
+use super::takeover::left_in;
 
 /// The program's name in the object.
 pub(super) const GUARD: &str = "guard";

@@ -14,20 +14,21 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
 use mesh_common::flow::{FlowEntry, FlowKey};
-use mesh_common::maps::{self, PINNED, Shape};
+use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::attach::{self, Chain, Hook, Left, Way};
+use super::attach::{self, Chain, Hook, Way};
 use super::clock::Clock;
+use super::error::{AttachError, failed};
 use super::events;
 use super::guard::{GUARD, Guards};
 use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
-use super::upgrade::carry_flows;
+use super::takeover::{carry_flows, hang, hang_or_wait, left};
 use super::usage::Usage;
 use super::{Counters, FlowEvent};
 
@@ -65,65 +66,6 @@ pub struct Foreign {
     pub ethernet: bool,
     /// Judge, count and report, but drop nothing.
     pub observe: bool,
-}
-
-/// Why no programs filter on the device. In every case the device must stay down, or packets be
-/// filtered in process.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    #[error("this build carries no BPF object: run `cargo xtask build-ebpf` before building")]
-    NoObject,
-    #[error("read the BPF object {path}")]
-    Object {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("make the folder {path} for maps and programs")]
-    PinDir {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{path} is not on a BPF file system: mount one (mount -t bpf bpf /sys/fs/bpf)")]
-    NoBpffs { path: PathBuf },
-    #[error(
-        "the pinned map {map} has {found}, this agent needs {wanted}: another layout under the same number"
-    )]
-    Layout {
-        map: &'static str,
-        found: Shape,
-        wanted: Shape,
-    },
-    #[error("look at the pinned map {map}")]
-    Pinned {
-        map: &'static str,
-        #[source]
-        source: Box<aya::maps::MapError>,
-    },
-    #[error("load the BPF object")]
-    Load(#[source] Box<aya::EbpfError>),
-    #[error("the BPF object has no {0}")]
-    Incomplete(&'static str),
-    #[error("load the program {program}")]
-    Program {
-        program: &'static str,
-        #[source]
-        source: Box<aya::programs::ProgramError>,
-    },
-    #[error("attach {program} to {interface}")]
-    Attach {
-        program: &'static str,
-        interface: String,
-        #[source]
-        source: anyhow::Error,
-    },
-    #[error("open the map {map}")]
-    Map {
-        map: &'static str,
-        #[source]
-        source: Box<aya::maps::MapError>,
-    },
 }
 
 /// The programs on one device, and their tables. Dropping it leaves both as they are.
@@ -394,67 +336,6 @@ impl Dataplane {
     /// The tables in the kernel.
     pub fn kernel(&mut self) -> &mut Kernel {
         &mut self.kernel
-    }
-}
-
-/// The program at its hook; or another layout's that is there, until our policy is loaded.
-fn hang_or_wait(
-    program: &mut SchedClassifier,
-    interface: &str,
-    (role, way): (Role, Way),
-    chain: Chain,
-    folder: &Folder,
-    earlier: &[Folder],
-) -> anyhow::Result<Hook> {
-    if let Some(hook) = Hook::find(interface, way, chain, &left_in(earlier, role)?)? {
-        folder.keep(role, program)?;
-        return Ok(hook);
-    }
-    let left = folder.programs(role)?;
-    hang(program, interface, (role, way), chain, folder, &left)
-}
-
-/// Pinned first and hung then: what hangs can always be found again.
-fn hang(
-    program: &mut SchedClassifier,
-    interface: &str,
-    (role, way): (Role, Way),
-    chain: Chain,
-    folder: &Folder,
-    left: &[Left],
-) -> anyhow::Result<Hook> {
-    folder.keep(role, program).context("pin the program")?;
-    let hook = Hook::hang(program, interface, way, chain, left)?;
-    let own = program.info()?.id();
-    for other in left.iter().filter(|left| left.id != own) {
-        fs::remove_file(&other.pin).context("remove the pin of an earlier program")?;
-    }
-    Ok(hook)
-}
-
-fn left(folder: &Folder, earlier: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
-    let mut left = folder.programs(role)?;
-    left.extend(left_in(earlier, role)?);
-    Ok(left)
-}
-
-pub(super) fn left_in(folders: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
-    let mut left = Vec::new();
-    for folder in folders {
-        left.extend(folder.programs(role)?);
-    }
-    Ok(left)
-}
-
-pub(super) fn failed(
-    program: &'static str,
-    interface: &str,
-) -> impl FnOnce(anyhow::Error) -> AttachError {
-    let interface = interface.to_owned();
-    move |source| AttachError::Attach {
-        program,
-        interface,
-        source,
     }
 }
 

@@ -22,7 +22,8 @@ use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey, RuleId};
 use mesh_core::dataplane::{Settings, TableOp, Tables, reconcile};
 
 use super::clock::{self, Clock};
-use super::loader::{AttachError, Foreign, Options};
+use super::error::AttachError;
+use super::loader::{Foreign, Options};
 
 type Policy = LpmTrie<MapData, PolicyKey, PolicyEntry>;
 

@@ -1,0 +1,92 @@
+//! One agent's programs in the place of another's.
+//!
+//! What an agent of the same layout left is replaced at once. What one of another layout left goes on
+//! filtering until our policy is loaded, and its flows are carried over: with the generation of no
+//! policy, so each is judged anew before its next packet passes. Whatever its bytes meant to the other
+//! agent, they grant nothing here.
+
+use std::fs;
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, Map, MapData};
+use aya::programs::SchedClassifier;
+use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::maps::{self, Shape};
+
+use super::attach::{Chain, Hook, Left, Way};
+use super::pins::{Folder, Role};
+
+/// `BPF_NOEXIST`: do not overwrite.
+const ONLY_NEW: u64 = 1;
+
+type Flows = HashMap<MapData, FlowKey, FlowEntry>;
+
+/// Copies the confirmed flows of `from` that are not in `to` yet; returns how many were seen. A table
+/// of another shape is left.
+pub(super) fn carry_flows(from: &Folder, to: &mut Flows) -> anyhow::Result<usize> {
+    if from.shape(maps::CT_EST)? != Some(Shape::of(maps::CT_EST)) {
+        return Ok(0);
+    }
+    let pinned = MapData::from_pin(from.map(maps::CT_EST))?;
+    let old: Flows = Map::HashMap(pinned).try_into()?;
+    let mut carried = 0;
+    for flow in &old {
+        let (key, mut entry) = flow?;
+        entry.state.generation = 0;
+        // The first layout knew it by the table alone.
+        entry.state.flags |= flags::CONFIRMED;
+        carried += 1;
+        // There already, or no room: then the flow has to be opened anew.
+        let _ = to.insert(key, entry, ONLY_NEW);
+    }
+    Ok(carried)
+}
+
+/// The program at its hook; or another layout's that is there, until our policy is loaded.
+pub(super) fn hang_or_wait(
+    program: &mut SchedClassifier,
+    interface: &str,
+    (role, way): (Role, Way),
+    chain: Chain,
+    folder: &Folder,
+    earlier: &[Folder],
+) -> anyhow::Result<Hook> {
+    if let Some(hook) = Hook::find(interface, way, chain, &left_in(earlier, role)?)? {
+        folder.keep(role, program)?;
+        return Ok(hook);
+    }
+    let left = folder.programs(role)?;
+    hang(program, interface, (role, way), chain, folder, &left)
+}
+
+/// Pinned first and hung then: what hangs can always be found again.
+pub(super) fn hang(
+    program: &mut SchedClassifier,
+    interface: &str,
+    (role, way): (Role, Way),
+    chain: Chain,
+    folder: &Folder,
+    left: &[Left],
+) -> anyhow::Result<Hook> {
+    folder.keep(role, program).context("pin the program")?;
+    let hook = Hook::hang(program, interface, way, chain, left)?;
+    let own = program.info()?.id();
+    for other in left.iter().filter(|left| left.id != own) {
+        fs::remove_file(&other.pin).context("remove the pin of an earlier program")?;
+    }
+    Ok(hook)
+}
+
+pub(super) fn left(folder: &Folder, earlier: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
+    let mut left = folder.programs(role)?;
+    left.extend(left_in(earlier, role)?);
+    Ok(left)
+}
+
+pub(super) fn left_in(folders: &[Folder], role: Role) -> anyhow::Result<Vec<Left>> {
+    let mut left = Vec::new();
+    for folder in folders {
+        left.extend(folder.programs(role)?);
+    }
+    Ok(left)
+}
