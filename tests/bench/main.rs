@@ -4,6 +4,7 @@
 
 mod policy;
 mod tunnel;
+mod tunnel_vm;
 
 use anyhow::Result;
 use clap::Parser;
@@ -11,8 +12,11 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(about = "Measures what the project promises figures of")]
 enum What {
-    /// The userspace tunnel with iperf3, next to wireguard-go
+    /// The userspace tunnel with iperf3, next to wireguard-go; with --vm the kernel's, next to itself
     Tunnel(tunnel::Options),
+    /// What `tunnel --vm` runs in its machine
+    #[command(hide = true)]
+    TunnelInside(tunnel_vm::Rounds),
     /// The policy compiler with ten thousand nodes and rules; needs no root
     Policy(policy::Options),
 }
@@ -20,6 +24,7 @@ enum What {
 fn main() -> Result<()> {
     match What::parse() {
         What::Tunnel(options) => tunnel::run(options),
+        What::TunnelInside(rounds) => tunnel_vm::inside(&rounds),
         What::Policy(options) => policy::run(options),
     }
 }

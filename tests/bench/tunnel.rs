@@ -8,7 +8,7 @@
 //! Rounds alternate between the two, and the best of each counts: on a machine that others use,
 //! the slow rounds measure the others. Needs root, iperf3, wireguard-go and wireguard-tools.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -23,7 +23,9 @@ use mesh_tests::{Host, Lab, Process, User};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-const INTERFACE: &str = "mesh0";
+use crate::tunnel_vm;
+
+pub(crate) const INTERFACE: &str = "mesh0";
 const PORT: u16 = 51820;
 
 #[derive(Debug, Args)]
@@ -31,16 +33,22 @@ pub(crate) struct Options {
     /// Seconds of one measurement.
     #[arg(long, default_value_t = 4)]
     seconds: u32,
-    /// Rounds, of which the best counts.
-    #[arg(long, default_value_t = 3)]
-    rounds: u32,
+    /// Rounds: of three the best counts, of seven with --vm the median
+    #[arg(long)]
+    rounds: Option<u32>,
     /// Bytes of an inner packet.
     #[arg(long, default_value_t = 1280)]
     mtu: u32,
     /// Leaves wireguard-go out.
     #[arg(long)]
     alone: bool,
-    /// Also writes the figures there, as an array of name, value and unit.
+    /// The kernel's tunnel in an emulated machine, bare and with our programs on it.
+    #[arg(long, conflicts_with = "alone")]
+    vm: bool,
+    /// Series of the machine's kernel.
+    #[arg(long, requires = "vm", default_value = "6.12")]
+    kernel: String,
+    /// Also writes the figures there, as an array.
     #[arg(long)]
     json: Option<std::path::PathBuf>,
 }
@@ -53,15 +61,25 @@ const LOADS: [(&str, &[&str]); 3] = [
 ];
 
 pub(crate) fn run(options: Options) -> Result<()> {
+    if options.vm {
+        let rounds = options.rounds.unwrap_or(7);
+        return tunnel_vm::outside(&tunnel_vm::Options {
+            kernel: options.kernel,
+            rounds: tunnel_vm::Rounds::new(options.seconds, rounds, options.mtu),
+            json: options.json,
+        });
+    }
+    let rounds = options.rounds.unwrap_or(3);
     let runtime = Runtime::new()?;
     let lab = Lab::new(&std::env::temp_dir())?;
     let hosts: Vec<Host> = ["a", "b", "c", "d"]
         .into_iter()
         .map(|name| lab.host(name))
         .collect::<Result<_>>()?;
+    let choice = Choice::Userspace;
     let _ours = [
-        ours(&runtime, &hosts[0], &hosts[1], 1, options.mtu)?,
-        ours(&runtime, &hosts[1], &hosts[0], 2, options.mtu)?,
+        ours(&runtime, &hosts[0], &hosts[1], 1, options.mtu, choice)?,
+        ours(&runtime, &hosts[1], &hosts[0], 2, options.mtu, choice)?,
     ];
     let mut systems = vec![("ours", &hosts[0], &hosts[1], address(2))];
     let mut processes = vec![server(&hosts[1])?];
@@ -73,7 +91,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
 
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for _ in 0..options.rounds {
+    for _ in 0..rounds {
         for (load, arguments) in LOADS {
             for (system, from, _, to) in &systems {
                 let rate = iperf(from, *to, options.seconds, arguments)
@@ -84,7 +102,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
             }
         }
     }
-    println!("best of {}:", options.rounds);
+    println!("best of {rounds}:");
     let mut figures = Vec::new();
     for (name, rate) in &best {
         println!("{name:>28} {rate:8.0} Mbit/s");
@@ -97,16 +115,16 @@ pub(crate) fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-fn address(number: u8) -> IpAddr {
+pub(crate) fn address(number: u8) -> IpAddr {
     Ipv4Addr::new(100, 64, 0, number).into()
 }
 
-fn key(number: u8) -> NodeKey {
+pub(crate) fn key(number: u8) -> NodeKey {
     NodeKey::from_seed([number; 32])
 }
 
 /// The number of the other end of a pair.
-fn other(number: u8) -> u8 {
+pub(crate) fn other(number: u8) -> u8 {
     if number % 2 == 1 {
         number + 1
     } else {
@@ -114,7 +132,15 @@ fn other(number: u8) -> u8 {
     }
 }
 
-fn ours(runtime: &Runtime, host: &Host, peer: &Host, number: u8, mtu: u32) -> Result<Backend> {
+/// A device of ours, up, with the other one of its pair as its peer.
+pub(crate) fn ours(
+    runtime: &Runtime,
+    host: &Host,
+    peer: &Host,
+    number: u8,
+    mtu: u32,
+    choice: Choice,
+) -> Result<Backend> {
     let options = OpenOptions {
         name: INTERFACE.to_owned(),
         mtu,
@@ -138,12 +164,12 @@ fn ours(runtime: &Runtime, host: &Host, peer: &Host, number: u8, mtu: u32) -> Re
         mtu,
         up: true,
         routes: ["100.64.0.0/10".parse()?].into(),
-        only_mesh: BTreeSet::new(),
+        only_mesh: std::collections::BTreeSet::new(),
         table: TABLE,
     };
     host.inside(|| {
         runtime.block_on(async {
-            let backend = Backend::open(Choice::Userspace, &options).await?;
+            let backend = Backend::open(choice, &options).await?;
             let ops = reconcile(&config, &backend.status().await?);
             backend.apply(&ops).await?;
             let net = Net::new().await?;
@@ -188,14 +214,14 @@ fn wireguard_go(host: &Host, peer: &Host, number: u8, mtu: u32) -> Result<Proces
     Ok(process)
 }
 
-fn server(host: &Host) -> Result<Process> {
+pub(crate) fn server(host: &Host) -> Result<Process> {
     let mut command = host.command(User::Root, "iperf3");
     command.arg("--server");
     host.spawn("iperf3", command)
 }
 
 /// Megabits a second of payload that arrived, both directions together.
-fn iperf(from: &Host, to: IpAddr, seconds: u32, arguments: &[&str]) -> Result<f64> {
+pub(crate) fn iperf(from: &Host, to: IpAddr, seconds: u32, arguments: &[&str]) -> Result<f64> {
     let (to, seconds) = (to.to_string(), seconds.to_string());
     let common = ["--json", "--client", &to, "--time", &seconds];
     let report = from.run("iperf3", &[&common[..], arguments].concat())?;

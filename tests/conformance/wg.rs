@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -227,17 +226,17 @@ impl<'h> Node<'h> {
     }
 }
 
-/// Whether `to` answers an echo request of `from` within `limit`.
+/// Whether `to` answers an echo request of `from` within exactly `limit`.
 fn answers(from: &Host, to: IpAddr, limit: Duration) -> bool {
     let kind = Kind::Icmp;
     let probe = Probe { from, to, kind };
-    probe.ask(mesh_tests::scaled(limit)).unwrap().is_some()
+    probe.ask(limit).unwrap().is_some()
 }
 
 #[track_caller]
 fn assert_reaches(from: &Host, to: IpAddr) {
     assert!(
-        answers(from, to, SOON),
+        answers(from, to, mesh_tests::scaled(SOON)),
         "{} does not reach {to}",
         from.name()
     );
@@ -245,7 +244,8 @@ fn assert_reaches(from: &Host, to: IpAddr) {
 
 #[track_caller]
 fn assert_cut_off(from: &Host, to: IpAddr) {
-    assert!(!answers(from, to, NEVER), "{} reaches {to}", from.name());
+    let limit = mesh_tests::silence(NEVER);
+    assert!(!answers(from, to, limit), "{} reaches {to}", from.name());
 }
 
 /// Two nodes that know each other, the second without knowing where the first is.
@@ -283,10 +283,4 @@ fn assert_carries(from: &Host, to: &Host, address: IpAddr) {
     assert_eq!(received.len(), BULK);
     let wrong = received.iter().enumerate().find(|(at, b)| byte(*at) != **b);
     assert_eq!(wrong, None);
-}
-
-/// Whether a program is installed.
-fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| Path::new(&folder).join(name).exists())
 }

@@ -32,6 +32,9 @@ struct Options {
     /// Judge instead of waiting: one line per assertion, non-zero at the first that fails.
     #[arg(long)]
     check: bool,
+    /// Which WireGuard the nodes use.
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Backend,
     /// Write the figures seen, as an array of `{"name", "value", "unit"}`.
     #[arg(long, value_name = "FILE", requires = "check")]
     json: Option<PathBuf>,
@@ -51,7 +54,7 @@ fn run(options: &Options) -> Result<()> {
     let lab = Lab::of_release_build()?;
     println!("starting a coordinator and four nodes");
     let begun = Instant::now();
-    let mut mesh = Mesh::of_roles(lab, mesh_core::policy::EXAMPLE, Backend::Auto)
+    let mut mesh = Mesh::of_roles(lab, mesh_core::policy::EXAMPLE, options.backend)
         .context("bring the mesh up")?;
     let up = begun.elapsed();
     println!("four nodes connected after {:.1} s\n", up.as_secs_f64());

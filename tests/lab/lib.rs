@@ -18,6 +18,7 @@ pub mod probe;
 mod process;
 pub mod scenario;
 mod underlay;
+pub mod vm;
 
 pub use host::{Host, User};
 pub use process::Process;
@@ -58,9 +59,23 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Limits are for a machine of today; an emulated one says by `MESH_TIME_SCALE` how much slower
 /// it is.
 pub fn scaled(limit: Duration) -> Duration {
-    let scale = std::env::var("MESH_TIME_SCALE")
+    limit * time_scale()
+}
+
+/// How long to listen for what must not come. Such waits are always waited out, and a packet
+/// between two that know each other is not as much slower as starting a program is.
+pub fn silence(limit: Duration) -> Duration {
+    limit * time_scale().min(3)
+}
+
+/// A number of random rounds, fewer where each takes longer.
+pub fn rounds(number: u64) -> u64 {
+    number / u64::from(time_scale())
+}
+
+fn time_scale() -> u32 {
+    std::env::var("MESH_TIME_SCALE")
         .ok()
         .and_then(|scale| scale.parse().ok())
-        .unwrap_or(1_u32);
-    limit * scale
+        .unwrap_or(1)
 }

@@ -30,25 +30,28 @@ pub struct Mesh {
     pub nodes: Vec<Node>,
     pub coordinator: Coordinator,
     pub lab: Lab,
+    /// Which WireGuard all its nodes use.
+    pub backend: Backend,
     /// A one-off key that has made a node.
     pub used_key: String,
 }
 
 impl Mesh {
     /// A coordinator, and no node yet.
-    pub fn new(lab: Lab) -> Result<Self> {
+    pub fn new(lab: Lab, backend: Backend) -> Result<Self> {
         let coordinator = Coordinator::start(lab.host("coordinator")?)?;
         Ok(Self {
             nodes: Vec::new(),
             coordinator,
             lab,
+            backend,
             used_key: String::new(),
         })
     }
 
     /// Four nodes, one of each role, connected and with the policy enforced.
     pub fn of_roles(lab: Lab, policy: &str, backend: Backend) -> Result<Self> {
-        let mut mesh = Self::new(lab)?;
+        let mut mesh = Self::new(lab, backend)?;
         mesh.nodes = ROLES
             .iter()
             .map(|role| Node::start(mesh.lab.host(role)?, backend))

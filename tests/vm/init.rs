@@ -4,8 +4,6 @@
 //! init is killed in between. An init that exits panics the kernel, so every error is reported and
 //! ends in a power-off.
 
-mod plan;
-
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _, Write},
@@ -17,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use plan::{Plan, Step};
+use mesh_tests::vm::plan::{self, Plan, Step};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     process::{Pid, Signal, WaitOptions, WaitStatus},
@@ -119,7 +117,7 @@ fn run(report: &mut File) -> Result<bool> {
 
     let mut passed = true;
     for step in &plan.steps {
-        say(report, &format!("begin {}", step.name))?;
+        say(report, &format!("{}{}", plan::BEGIN, step.name))?;
         let start = Instant::now();
         let verdict = match execute(step, &plan, report) {
             Ok(End::Exited(0)) => "ok".to_owned(),
@@ -132,7 +130,7 @@ fn run(report: &mut File) -> Result<bool> {
         let elapsed = start.elapsed().as_secs_f32();
         say(
             report,
-            &format!("end {} ... {verdict} in {elapsed:.1} s", step.name),
+            &format!("{}{} ... {verdict} in {elapsed:.1} s", plan::END, step.name),
         )?;
     }
     Ok(passed)

@@ -12,13 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-
-use crate::{
-    initramfs::{self, Tree},
-    owned,
-    plan::Step,
-    run::tool,
-};
+use mesh_tests::vm::{Guest, RELEASE_FOLDER, owned, plan::Step, stripped, tool};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
@@ -26,13 +20,17 @@ pub(crate) enum Suite {
     Kernel,
     /// Every WireGuard backend, kernel included, held to one set of scenarios.
     Conformance,
+    /// The real programs in this kernel, held to the tests' own evaluator.
+    Ebpf,
+    /// What the demo asserts of a whole mesh, with the kernel's WireGuard.
+    Demo,
 }
 
 impl Suite {
     /// What runs when no suite is named. A suite joins when it was seen whole on both kernels;
-    /// `conformance` was not yet: `--suite conformance` runs it.
+    /// `--suite` runs the others.
     pub(crate) fn usual() -> Vec<Self> {
-        vec![Self::Kernel]
+        vec![Self::Kernel, Self::Conformance]
     }
 
     fn recipe(self) -> Recipe {
@@ -41,13 +39,25 @@ impl Suite {
                 program: Program::Test("kernel"),
                 arguments: &["--show-output"],
                 environment: &[],
-                limit_seconds: 300,
+                limit_seconds: 600,
             },
             Self::Conformance => Recipe {
                 program: Program::Test("conformance"),
                 arguments: &[],
                 environment: &[("MESH_BACKEND", "kernel")],
-                limit_seconds: 600,
+                limit_seconds: 1800,
+            },
+            Self::Ebpf => Recipe {
+                program: Program::Test("ebpf"),
+                arguments: &[],
+                environment: &[],
+                limit_seconds: 1800,
+            },
+            Self::Demo => Recipe {
+                program: Program::Release("mesh-demo"),
+                arguments: &["--check", "--backend", "kernel"],
+                environment: &[],
+                limit_seconds: 1800,
             },
         }
     }
@@ -64,47 +74,27 @@ struct Recipe {
 enum Program {
     /// A test binary of this package.
     Test(&'static str),
+    /// A program of the release build, which is no harness: a filter that is not its name passes
+    /// it over.
+    Release(&'static str),
 }
-
-#[derive(Debug)]
-pub(crate) struct Built {
-    pub(crate) steps: Vec<Step>,
-    /// Where each goes inside, and where it lies.
-    programs: Vec<(String, PathBuf)>,
-    object: PathBuf,
-}
-
-impl Built {
-    pub(crate) fn place(&self, tree: &mut Tree) -> Result<()> {
-        for (at, source) in &self.programs {
-            tree.program(at, source)?;
-        }
-        tree.file(OBJECT, &self.object);
-        Ok(())
-    }
-}
-
-/// Where the eBPF object lies inside.
-pub(crate) const OBJECT: &str = "/mesh/mesh-ebpf.o";
-
-/// Where the programs under test lie inside.
-pub(crate) const RELEASE_FOLDER: &str = "/mesh/bin";
 
 const RELEASE: &[&str] = &["mesh-agent", "mesh", "mesh-coordinator", "mesh-dns-helper"];
 
-pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Result<Built> {
+pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Result<Guest> {
     let folder = target.join("vm/programs");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let object = env::var_os("MESH_EBPF_OBJECT")
         .map_or_else(|| target.join("ebpf/mesh-ebpf.o"), PathBuf::from);
     let release = env::var_os("MESH_BIN_DIR").map_or_else(|| target.join("release"), PathBuf::from);
     let recipes: Vec<_> = suites.iter().map(|suite| suite.recipe()).collect();
-    let tests = cargo(recipes.iter().map(|recipe| match recipe.program {
-        Program::Test(name) => name,
+    let tests = cargo(recipes.iter().filter_map(|recipe| match recipe.program {
+        Program::Test(name) => Some(name),
+        Program::Release(_) => None,
     }))?;
 
     let init = Path::new(env!("CARGO_BIN_EXE_mesh-vm-init"));
-    let mut programs = vec![("/init".to_owned(), initramfs::stripped(init, &folder)?)];
+    let mut programs = vec![("/init".to_owned(), stripped(init, &folder)?)];
     let mut steps = Vec::new();
     for recipe in &recipes {
         let (name, mut command) = match recipe.program {
@@ -112,12 +102,26 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
                 let source = tests.get(name);
                 let source = source.with_context(|| format!("cargo built no {name}"))?;
                 let at = format!("/tests/{name}");
-                programs.push((at.clone(), initramfs::stripped(source, &folder)?));
-                (name, vec![at, "--test-threads=1".to_owned()])
+                programs.push((at.clone(), stripped(source, &folder)?));
+                let threads = "--test-threads=1".to_owned();
+                (
+                    name,
+                    [at, threads]
+                        .into_iter()
+                        .chain(filter.map(str::to_owned))
+                        .collect(),
+                )
+            }
+            Program::Release(name) if filter.is_some_and(|filter| !name.contains(filter)) => {
+                continue;
+            }
+            Program::Release(name) => {
+                let at = format!("{RELEASE_FOLDER}/{name}");
+                programs.push((at.clone(), release.join(name)));
+                (name, vec![at])
             }
         };
-        let arguments = recipe.arguments.iter().copied().chain(filter);
-        command.extend(arguments.map(str::to_owned));
+        command.extend(recipe.arguments.iter().copied().map(str::to_owned));
         steps.push(Step {
             name: name.to_owned(),
             command,
@@ -128,18 +132,13 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
     for name in RELEASE {
         programs.push((format!("{RELEASE_FOLDER}/{name}"), release.join(name)));
     }
-    for (_, file) in programs.iter().chain([&(String::new(), object.clone())]) {
-        ensure!(
-            file.exists(),
-            "no {}: `cargo xtask test vm` makes it",
-            file.display()
-        );
-    }
-    Ok(Built {
+    let guest = Guest {
         steps,
         programs,
         object,
-    })
+    };
+    guest.check()?;
+    Ok(guest)
 }
 
 /// Builds test targets of this package; their programs by their names.
@@ -147,6 +146,10 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
 /// For the whole workspace, as `cargo xtask test` does: of one package alone, cargo would unify
 /// features differently and build the dependencies again.
 fn cargo<'a>(tests: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
+    let mut tests = tests.peekable();
+    if tests.peek().is_none() {
+        return Ok(BTreeMap::new());
+    }
     let mut command = tool(&env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Parser;
 
-use crate::{setup, shell};
+use crate::{build_ebpf, setup, shell};
 
 /// What takes nothing but a compiler, and no root.
 const UNPREPARED: [&str; 1] = ["policy"];
@@ -20,6 +20,7 @@ impl Options {
         let verb = self.arguments.first().map_or("", String::as_str);
         if !UNPREPARED.contains(&verb) {
             setup::prepare(setup::Purpose::Test)?;
+            build_ebpf::build()?;
         }
         shell::run(shell::cargo().args([
             "build",
@@ -28,6 +29,8 @@ impl Options {
             "mesh-tests",
             "--bin",
             "mesh-bench",
+            "--bin",
+            "mesh-vm-init",
         ]))?;
         shell::become_it(
             std::process::Command::new(shell::target_dir().join("release/mesh-bench"))

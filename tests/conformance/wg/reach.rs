@@ -123,8 +123,12 @@ fn a_filter_judges_every_packet_both_ways() {
     let reached = |from, to| {
         ports.map(|kind| {
             let probe = Probe { from, to, kind };
-            let limit = if kind == ports[0] { SOON } else { NEVER };
-            probe.ask(mesh_tests::scaled(limit)).unwrap().is_some()
+            let limit = if kind == ports[0] {
+                mesh_tests::scaled(SOON)
+            } else {
+                mesh_tests::silence(NEVER)
+            };
+            probe.ask(limit).unwrap().is_some()
         })
     };
     assert_eq!(reached(&a, right.id.v4()), [true, false, true], "egress");

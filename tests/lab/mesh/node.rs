@@ -14,7 +14,7 @@ use crate::{Host, Process, User, eventually, until};
 use super::{Family, json, number};
 
 /// Which WireGuard the agents use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Backend {
     Auto,
     Kernel,
@@ -85,13 +85,13 @@ impl Node {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let answer = eventually(START, || self.status());
-        if answer.is_err() {
-            self.agent.check_running()?;
-        }
-        answer
-            .map(drop)
-            .with_context(|| format!("wait for the agent of {}", self.name()))
+        // A program that has ended will not answer, however long one waits.
+        let answer = eventually(START, || match self.agent.check_running() {
+            Ok(()) => self.status().map(drop),
+            Err(_) => Ok(()),
+        });
+        self.agent.check_running()?;
+        answer.with_context(|| format!("wait for the agent of {}", self.name()))
     }
 
     pub fn name(&self) -> &str {

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::Kind;
 #[derive(Debug)]
 pub struct Echo {
     stop: Arc<AtomicBool>,
+    heard: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,12 +29,19 @@ impl Echo {
     pub fn start(host: &Host, kinds: &[Kind]) -> Result<Self> {
         let (tcp, udp) = host.inside(|| listen(kinds))??;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopping = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || serve(&tcp, &udp, &stopping));
+        let heard = Arc::new(AtomicU64::new(0));
+        let (stopping, hearing) = (Arc::clone(&stop), Arc::clone(&heard));
+        let thread = std::thread::spawn(move || serve(&tcp, &udp, &stopping, &hearing));
         Ok(Self {
             stop,
+            heard,
             thread: Some(thread),
         })
+    }
+
+    /// How many datagrams and connections have come in, answered or not.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 }
 
@@ -74,7 +82,7 @@ fn listen(kinds: &[Kind]) -> Result<Sockets> {
     Ok(sockets)
 }
 
-fn serve(tcp: &[TcpListener], udp: &[UdpSocket], stop: &Arc<AtomicBool>) {
+fn serve(tcp: &[TcpListener], udp: &[UdpSocket], stop: &Arc<AtomicBool>, heard: &AtomicU64) {
     let Ok(timeout) = Timespec::try_from(LOOK_UP) else {
         return;
     };
@@ -89,11 +97,13 @@ fn serve(tcp: &[TcpListener], udp: &[UdpSocket], stop: &Arc<AtomicBool>) {
         drop(waiting);
         for socket in udp {
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                heard.fetch_add(1, Ordering::Relaxed);
                 let _ = socket.send_to(&buffer[..length], from);
             }
         }
         for listener in tcp {
             while let Ok((connection, _)) = listener.accept() {
+                heard.fetch_add(1, Ordering::Relaxed);
                 let stop = Arc::clone(stop);
                 std::thread::spawn(move || echo(connection, &stop));
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::Host;
+use crate::{Host, silence};
 
 use super::{Kind, icmp, udp};
 
@@ -106,7 +106,7 @@ fn flow(mut socket: Socket, pace: Duration, stop: &AtomicBool, report: &Mutex<Re
             }
         }
     }
-    let end = Instant::now() + LINGER;
+    let end = Instant::now() + silence(LINGER);
     while !outstanding.is_empty()
         && let Some(left) = end.checked_duration_since(Instant::now())
         && !left.is_zero()

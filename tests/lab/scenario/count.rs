@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::mesh::{Family, Mesh, Node};
 use crate::probe::{Echo, Kind, Probe};
-use crate::scaled;
+use crate::{scaled, silence};
 
 use super::Check;
 
@@ -81,7 +81,12 @@ fn ask(from: &Node, to: &Node, kind: Kind, expected: bool) -> Result<()> {
             to: to.address(family)?,
             kind,
         };
-        let reached = probe.ask(scaled(LIMIT))?.is_some();
+        let limit = if expected {
+            scaled(LIMIT)
+        } else {
+            silence(LIMIT)
+        };
+        let reached = probe.ask(limit)?.is_some();
         ensure!(
             reached == expected,
             "{} reaches {} over {kind} {family:?}: {reached}",

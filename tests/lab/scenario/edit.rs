@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::mesh::{Family, Mesh};
 use crate::probe::{Echo, Kind, Stream};
-use crate::{scaled, until};
+use crate::{scaled, silence, until};
 
 use super::{Check, reach};
 
@@ -73,7 +73,7 @@ fn cut(mesh: &mut Mesh, policy: &str, check: &mut Check) -> Result<Duration> {
                 flows.iter().all(|(_, flow)| {
                     flow.report()
                         .last
-                        .is_some_and(|last| last.elapsed() > scaled(SILENCE))
+                        .is_some_and(|last| last.elapsed() > silence(SILENCE))
                 })
             })?;
             let mut slowest = Duration::ZERO;

@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::mesh::{Backend, Family, Key, Mesh, Node};
+use crate::mesh::{Family, Key, Mesh, Node};
 use crate::probe::{Kind, Probe};
-use crate::scaled;
+use crate::{scaled, silence};
 
 use super::{Check, reach};
 
 /// From `mesh up` on a fresh machine to the first reply from a peer.
 pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
-    let visitor = Node::start(mesh.lab.host("visitor")?, Backend::Auto)?;
+    let visitor = Node::start(mesh.lab.host("visitor")?, mesh.backend)?;
     let key = mesh.coordinator.key(&Key::one_off().tag("developer"))?;
     let to = mesh.node("node").address(Family::V4)?;
     let begun = Instant::now();
@@ -38,7 +38,7 @@ pub fn run(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
             kind: Kind::Icmp,
         };
         anyhow::ensure!(
-            probe.ask(scaled(reach::SILENCE))?.is_none(),
+            probe.ask(silence(reach::SILENCE))?.is_none(),
             "it is still answered"
         );
         Ok(())

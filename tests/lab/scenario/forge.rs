@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
 use crate::mesh::{Family, Mesh};
-use crate::scaled;
+use crate::silence;
 
 use super::Check;
 
@@ -65,7 +65,7 @@ fn forge(mesh: &Mesh, family: Family) -> Result<()> {
         .inside(|| UdpSocket::bind(to))?
         .context("listen")?;
     server
-        .set_read_timeout(Some(scaled(Duration::from_millis(500))))
+        .set_read_timeout(Some(silence(Duration::from_millis(500))))
         .context("limit waiting")?;
 
     // The control: the same packet from its rightful sender arrives.

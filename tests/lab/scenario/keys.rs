@@ -5,14 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use mesh_api::Join;
 
-use crate::mesh::{Backend, Key, Mesh, Node, Stranger};
-use crate::scaled;
+use crate::mesh::{Key, Mesh, Node, Stranger};
 
 use super::Check;
 
 /// A fresh host tries each bad key in turn.
 pub fn bad(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
-    let stranger = Node::start(mesh.lab.host("stranger")?, Backend::Auto)?;
+    let stranger = Node::start(mesh.lab.host("stranger")?, mesh.backend)?;
     let before = mesh.coordinator.nodes()?.len();
     check.that(
         "expired, revoked, used, unknown and malformed keys get one clear error each",
@@ -25,7 +24,7 @@ pub fn bad(mesh: &mut Mesh, check: &mut Check) -> Result<()> {
                 .admin(&["key", "revoke", &id.to_string()])?;
             let used = mesh.used_key.clone();
             let unknown = swapped(&mesh.coordinator.key(&Key::one_off().tag("node"))?);
-            std::thread::sleep(scaled(Duration::from_millis(1500)));
+            std::thread::sleep(Duration::from_millis(1500));
             for (key, word) in [
                 (&*expired, "expired"),
                 (&*revoked, "revoked"),

@@ -8,35 +8,39 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Where the plan lies in the initramfs.
-pub(crate) const PLAN_PATH: &str = "/plan.json";
+pub const PLAN_PATH: &str = "/plan.json";
 
 /// Opens every line of init's own on the report line.
-pub(crate) const PREFIX: &str = "vm: ";
+pub const PREFIX: &str = "vm: ";
 
 /// Follows [`PREFIX`] once init runs: from here on a failure is a result, not a flaky boot.
-pub(crate) const BOOTED: &str = "booted ";
+pub const BOOTED: &str = "booted ";
+
+/// Follow [`PREFIX`] around each step: its name, then ` ... ` and a verdict that is `ok` or not.
+pub const BEGIN: &str = "begin ";
+pub const END: &str = "end ";
 
 /// The last line of a run in which every step passed.
-pub(crate) const SUCCESS: &str = "init: success";
+pub const SUCCESS: &str = "init: success";
 
 /// The last line of a run in which something failed.
-pub(crate) const FAILURE: &str = "init: failure";
+pub const FAILURE: &str = "init: failure";
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// Paths of kernel modules, each after those it depends on.
-    pub(crate) modules: Vec<String>,
+    pub modules: Vec<String>,
     /// Files under `/proc/sys` and what to write there.
-    pub(crate) sysctls: BTreeMap<String, String>,
-    pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) steps: Vec<Step>,
+    pub sysctls: BTreeMap<String, String>,
+    pub environment: BTreeMap<String, String>,
+    pub steps: Vec<Step>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Step {
-    pub(crate) name: String,
-    pub(crate) command: Vec<String>,
-    pub(crate) environment: BTreeMap<String, String>,
+pub struct Step {
+    pub name: String,
+    pub command: Vec<String>,
+    pub environment: BTreeMap<String, String>,
     /// After so many seconds everything that the step started is killed.
-    pub(crate) limit_seconds: u64,
+    pub limit_seconds: u64,
 }

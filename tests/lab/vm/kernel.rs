@@ -12,16 +12,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::{self, tool};
+use super::run::{self, tool};
 
 /// How many package versions are tried: an index may still list what the archive dropped.
 const TRIES: usize = 3;
 
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// Like `6.1.0-56-cloud-amd64`.
-    pub(crate) release: String,
-    pub(crate) image: PathBuf,
+    pub release: String,
+    pub(super) image: PathBuf,
     folder: PathBuf,
     /// By module name, its file relative to the modules' folder and those of what it needs.
     modules: HashMap<String, (String, Vec<String>)>,
@@ -30,7 +30,7 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// The newest cloud kernel of `series` (like `6.1`) that apt knows, else the newest cached.
-    pub(crate) fn newest(series: &str, cache: &Path) -> Result<Self> {
+    pub fn newest(series: &str, cache: &Path) -> Result<Self> {
         fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
         let mut packages = candidates(series)?;
         if packages.is_empty() {
@@ -106,7 +106,7 @@ impl Kernel {
     }
 
     /// Names and contents of the modules that `wanted` come to, each after those it needs.
-    pub(crate) fn closure(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    pub(super) fn closure(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files: Vec<&String> = Vec::new();
         for name in wanted {
             if self.builtin.contains(*name) {

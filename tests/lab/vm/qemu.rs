@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{plan, run::tool};
+use super::{plan, run::tool};
 
 const BOOTS: usize = 3;
 
@@ -27,20 +27,20 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const LOG_TAIL: usize = 40;
 
 #[derive(Debug)]
-pub(crate) struct Machine<'a> {
-    pub(crate) image: &'a Path,
-    pub(crate) initramfs: &'a Path,
+pub(super) struct Machine<'a> {
+    pub(super) image: &'a Path,
+    pub(super) initramfs: &'a Path,
     /// Where the kernel's own messages go.
-    pub(crate) log: &'a Path,
+    pub(super) log: &'a Path,
     /// For everything after the boot.
-    pub(crate) limit: Duration,
+    pub(super) limit: Duration,
 }
 
 impl Machine<'_> {
-    /// Boots, prints what the tests print, and is true when all of them passed.
-    pub(crate) fn run(&self) -> Result<bool> {
+    /// Boots and passes on every line that the steps print; true when all is well.
+    pub(super) fn run(&self, hear: &mut dyn FnMut(&str)) -> Result<bool> {
         for boot in 1..=BOOTS {
-            match self.boot()? {
+            match self.boot(hear)? {
                 Ending::Success => return Ok(true),
                 Ending::Failure => {
                     self.show_log();
@@ -55,7 +55,7 @@ impl Machine<'_> {
         bail!("the virtual machine does not boot");
     }
 
-    fn boot(&self) -> Result<Ending> {
+    fn boot(&self, hear: &mut dyn FnMut(&str)) -> Result<Ending> {
         // setpriv lets the machine die with us, however we die.
         let mut child = tool("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
@@ -79,14 +79,14 @@ impl Machine<'_> {
             .spawn()
             .context("run qemu-system-x86_64: `cargo xtask setup` installs it")?;
         let lines = lines(&mut child)?;
-        let ending = self.follow(&lines);
+        let ending = self.follow(&lines, hear);
         // It powers off by itself after the closing line; there is nothing more to hear.
         child.kill().ok();
         child.wait().context("wait for qemu")?;
         Ok(ending)
     }
 
-    fn follow(&self, lines: &Receiver<String>) -> Ending {
+    fn follow(&self, lines: &Receiver<String>, hear: &mut dyn FnMut(&str)) -> Ending {
         let mut booted = false;
         let mut deadline = Instant::now() + BOOT_LIMIT;
         loop {
@@ -103,7 +103,7 @@ impl Machine<'_> {
                     return Ending::Failure;
                 }
             };
-            println!("{line}");
+            hear(&line);
             match line.as_str() {
                 plan::SUCCESS => return Ending::Success,
                 plan::FAILURE => return Ending::Failure,

@@ -13,10 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::run::{self, tool};
+use super::run::{self, tool};
 
 #[derive(Debug, Default)]
-pub(crate) struct Tree {
+pub(super) struct Tree {
     /// By absolute path inside, parents before children because of the order of strings.
     entries: BTreeMap<String, Entry>,
 }
@@ -31,7 +31,7 @@ enum Entry {
 }
 
 impl Tree {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut tree = Self::default();
         for folder in [
             "/dev",
@@ -63,21 +63,21 @@ impl Tree {
         tree
     }
 
-    pub(crate) fn folder(&mut self, at: &str) {
+    pub(super) fn folder(&mut self, at: &str) {
         self.insert(at, Entry::Folder);
     }
 
-    pub(crate) fn text(&mut self, at: &str, contents: impl Into<Vec<u8>>) {
+    pub(super) fn text(&mut self, at: &str, contents: impl Into<Vec<u8>>) {
         let contents = contents.into();
         self.insert(at, Entry::Text { contents });
     }
 
-    pub(crate) fn file(&mut self, at: &str, source: &Path) {
+    pub(super) fn file(&mut self, at: &str, source: &Path) {
         self.copy(at, source, 0o644);
     }
 
     /// A program of the host, at the place where the host has it.
-    pub(crate) fn tool(&mut self, name: &str) -> Result<()> {
+    pub(super) fn tool(&mut self, name: &str) -> Result<()> {
         let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
             .iter()
             .map(|folder| Path::new(folder).join(name))
@@ -87,7 +87,7 @@ impl Tree {
     }
 
     /// A program with the libraries it needs.
-    pub(crate) fn program(&mut self, at: &str, source: &Path) -> Result<()> {
+    pub(super) fn program(&mut self, at: &str, source: &Path) -> Result<()> {
         // Says what the loader would load: `name => /path (0x…)`, or the loader's own path alone.
         // It refuses static programs, and those need nothing.
         let listing = tool("ldd").arg(source).output().context("run ldd")?;
@@ -121,7 +121,7 @@ impl Tree {
     }
 
     /// Writes the archive and returns its size in bytes.
-    pub(crate) fn write(&self, path: &Path) -> Result<u64> {
+    pub(super) fn write(&self, path: &Path) -> Result<u64> {
         let file = File::create(path).with_context(|| format!("make {}", path.display()))?;
         let mut archive = BufWriter::new(file);
         for (number, (at, entry)) in (1..).zip(&self.entries) {
@@ -189,7 +189,7 @@ fn inner_path(path: &Path) -> Result<String> {
 }
 
 /// A copy without debugging information, which the machine's memory is too dear for.
-pub(crate) fn stripped(source: &Path, folder: &Path) -> Result<PathBuf> {
+pub fn stripped(source: &Path, folder: &Path) -> Result<PathBuf> {
     let name = source.file_name().context("a program has a name")?;
     let target = folder.join(name);
     run::quietly(

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-pub(crate) fn tool(program: &str) -> Command {
+pub fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
     // Its messages are read, not translated.
     command.env("LC_ALL", "C").stdin(Stdio::null());
@@ -17,7 +17,7 @@ pub(crate) fn tool(program: &str) -> Command {
 }
 
 /// What the command prints; what it says on the way is shown only when it fails.
-pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
+pub(super) fn output(command: &mut Command) -> Result<Vec<u8>> {
     let name = name(command);
     let output = command
         .output()
@@ -31,7 +31,7 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-pub(crate) fn quietly(command: &mut Command) -> Result<()> {
+pub(super) fn quietly(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 

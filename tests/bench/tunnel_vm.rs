@@ -1,0 +1,336 @@
+//! What our programs cost the kernel's WireGuard, in an emulated machine: bare next to judged.
+//!
+//! ```text
+//!   a ─ mesh0 ── underlay ── mesh0 ─ b       the same two devices all the time
+//! ```
+//! Only the programs come and go: `mesh_in` and `mesh_eg` on both mesh devices, the guard on both
+//! wires. Each round measures both, and the one that goes first goes second in the next, so that
+//! whatever slows the host down meanwhile slows both. Of each round the ratio counts, of all rounds
+//! the median.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use mesh_agent::dataplane::{self, Dataplane};
+use mesh_agent::wg::Choice;
+use mesh_core::dataplane::Tables;
+use mesh_core::netmap::{Action, Entry, EntryKey, Me, Netmap, NodePolicy, Peer, PortRange};
+use mesh_core::node::{Addresses, Epoch, Generation, MeshId, Name, NodeId};
+use mesh_core::world::{Mesh, Pools};
+use mesh_core::{Direction, Identity, RuleId};
+use mesh_tests::vm::plan::Step;
+use mesh_tests::vm::{Guest, Kernel, RELEASE_FOLDER};
+use mesh_tests::{Host, Lab};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+use crate::tunnel::{INTERFACE, address, iperf, key, ours, server};
+
+/// Throughput of the judged tunnel, in hundredths of the bare one, at least.
+const LEAST_THROUGHPUT: f64 = 97.0;
+/// Round trip of the judged tunnel, in times the bare one, at most.
+const MOST_PING: f64 = 1.05;
+
+/// Opens the line on which the machine gives its figures.
+const FIGURES: &str = "figures: ";
+
+#[derive(Debug, Args)]
+pub(crate) struct Rounds {
+    /// Seconds of one measurement of throughput.
+    #[arg(long)]
+    seconds: u32,
+    /// Rounds, each with both systems.
+    #[arg(long)]
+    rounds: u32,
+    /// Bytes of an inner packet.
+    #[arg(long)]
+    mtu: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) kernel: String,
+    pub(crate) rounds: Rounds,
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl Rounds {
+    pub(crate) fn new(seconds: u32, rounds: u32, mtu: u32) -> Self {
+        Self {
+            seconds,
+            rounds,
+            mtu,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Figure {
+    name: String,
+    median: f64,
+    min: f64,
+    unit: String,
+    runs: usize,
+}
+
+impl Figure {
+    fn of(name: &str, unit: &str, mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self {
+            name: name.to_owned(),
+            median: middle(&values),
+            min: values.first().copied().unwrap_or(f64::NAN),
+            unit: unit.to_owned(),
+            runs: values.len(),
+        }
+    }
+}
+
+/// Of sorted values.
+fn middle(values: &[f64]) -> f64 {
+    match (values.len() / 2, values.len() % 2) {
+        (0, 0) => f64::NAN,
+        (half, 0) => f64::midpoint(values[half - 1], values[half]),
+        (half, _) => values[half],
+    }
+}
+
+/// Boots the machine, which runs [`inside`], and judges what it says.
+pub(crate) fn outside(options: &Options) -> Result<()> {
+    let own = std::env::current_exe().context("find this program")?;
+    let release = own.parent().context("a program lies in a folder")?;
+    let target = release.parent().context("find the target folder")?;
+    let cache = target.join("vm");
+    let at = format!("{RELEASE_FOLDER}/mesh-bench");
+    let Rounds {
+        seconds,
+        rounds,
+        mtu,
+    } = options.rounds;
+    let numbers = [("--seconds", seconds), ("--rounds", rounds), ("--mtu", mtu)];
+    let numbers = numbers.map(|(name, value)| format!("{name}={value}"));
+    let guest = Guest {
+        steps: vec![Step {
+            name: "tunnel".to_owned(),
+            command: [at.clone(), "tunnel-inside".to_owned()]
+                .into_iter()
+                .chain(numbers)
+                .collect(),
+            environment: BTreeMap::new(),
+            // Two systems, each with a throughput and a series of pings, on a busy host.
+            limit_seconds: 120 + u64::from(rounds) * 2 * (u64::from(seconds) + 30),
+        }],
+        programs: vec![
+            ("/init".to_owned(), release.join("mesh-vm-init")),
+            (at, own.clone()),
+        ],
+        object: target.join("ebpf/mesh-ebpf.o"),
+    };
+    guest.check()?;
+    let kernel = Kernel::newest(&options.kernel, &cache)?;
+    let mut figures: Vec<Figure> = Vec::new();
+    let success = guest.boot(&kernel, &cache, &mut |line| match line
+        .strip_prefix(FIGURES)
+        .map(serde_json::from_str)
+    {
+        Some(Ok(told)) => figures = told,
+        Some(Err(_)) | None => println!("{} | {line}", options.kernel),
+    })?;
+    ensure!(success, "the measurement failed inside");
+    for figure in &figures {
+        let Figure {
+            name,
+            median,
+            min,
+            unit,
+            runs,
+        } = figure;
+        println!("{name:>16}: median {median:.3} {unit}, least {min:.3} ({runs} runs)");
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&figures).context("write the figures")?;
+        std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    let median = |name: &str| {
+        let figure = figures.iter().find(|figure| figure.name == name);
+        figure.map(|figure| figure.median).context("no figures")
+    };
+    let (throughput, ping) = (median("throughput_ratio")?, median("ping_ratio")?);
+    if throughput < LEAST_THROUGHPUT || ping > MOST_PING {
+        bail!(
+            "throughput is {throughput:.1} % of the bare tunnel ({LEAST_THROUGHPUT} wanted), ping {ping:.3} times ({MOST_PING} wanted)"
+        );
+    }
+    Ok(())
+}
+
+/// What is measured in one round of one system.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    throughput: f64,
+    ping: f64,
+}
+
+/// Runs in the machine.
+pub(crate) fn inside(options: &Rounds) -> Result<()> {
+    let runtime = Runtime::new()?;
+    let lab = Lab::new(&std::env::temp_dir())?;
+    let hosts = [lab.host("a")?, lab.host("b")?];
+    let [a, b] = &hosts;
+    let _devices = [
+        ours(&runtime, a, b, 1, options.mtu, Choice::Kernel)?,
+        ours(&runtime, b, a, 2, options.mtu, Choice::Kernel)?,
+    ];
+    let _server = server(b)?;
+    let measure = |judged: bool| -> Result<Measured> {
+        let programs = match judged {
+            true => vec![attach(a, 1)?, attach(b, 2)?],
+            false => Vec::new(),
+        };
+        let measured = Measured {
+            throughput: iperf(a, address(2), options.seconds, &[])?,
+            ping: ping(a)?,
+        };
+        for (host, programs) in hosts.iter().zip(programs) {
+            let seen = programs.counters()?.passed.len();
+            ensure!(seen == Direction::ALL.len(), "nothing was judged");
+            host.inside(|| programs.detach())??;
+        }
+        Ok(measured)
+    };
+    // Handshake, caches, and the congestion window that the route remembers.
+    for judged in [false, true] {
+        measure(judged)?;
+    }
+    let (mut bare, mut mesh) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        let order = if round % 2 == 0 {
+            [false, true]
+        } else {
+            [true, false]
+        };
+        for judged in order {
+            let measured = measure(judged)?;
+            let name = if judged { "mesh" } else { "bare" };
+            let Measured { throughput, ping } = measured;
+            println!("round {round}: {name} {throughput:8.1} Mbit/s, ping {ping:.3} ms");
+            if judged { &mut mesh } else { &mut bare }.push(measured);
+        }
+    }
+    let series = |of: &[Measured], what: fn(&Measured) -> f64| of.iter().map(what).collect();
+    let ratio = |what: fn(&Measured) -> f64| {
+        let pairs = mesh.iter().zip(&bare);
+        pairs.map(|(mesh, bare)| what(mesh) / what(bare)).collect()
+    };
+    let hundredths = |ratios: Vec<f64>| ratios.into_iter().map(|ratio| ratio * 100.0).collect();
+    let figures = [
+        Figure::of("tcp_bare", "Mbit/s", series(&bare, |m| m.throughput)),
+        Figure::of("tcp_mesh", "Mbit/s", series(&mesh, |m| m.throughput)),
+        Figure::of("ping_bare", "ms", series(&bare, |m| m.ping)),
+        Figure::of("ping_mesh", "ms", series(&mesh, |m| m.ping)),
+        Figure::of("throughput_ratio", "%", hundredths(ratio(|m| m.throughput))),
+        Figure::of("ping_ratio", "times", ratio(|m| m.ping)),
+    ];
+    println!("{FIGURES}{}", serde_json::to_string(&figures)?);
+    Ok(())
+}
+
+/// How many echo requests make one median.
+const PINGS: &str = "300";
+
+/// The median round trip, in milliseconds.
+fn ping(from: &Host) -> Result<f64> {
+    let to = address(2).to_string();
+    let text = from.run("ping", &["-c", PINGS, "-i", "0.01", &to])?;
+    let mut times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    ensure!(!times.is_empty(), "no answer to a ping: {text}");
+    times.sort_by(f64::total_cmp);
+    Ok(middle(&times))
+}
+
+/// Every program that an agent hangs on a host, with a policy that lets the peer do all.
+fn attach(host: &Host, number: u8) -> Result<Dataplane> {
+    let options = dataplane::Options {
+        pin_dir: host.path("/sys/fs/bpf/mesh-agent"),
+        object_path: std::env::var_os("MESH_EBPF_OBJECT").map(PathBuf::from),
+        ..dataplane::Options::default()
+    };
+    let tables = Tables::of(&netmap(number), mesh_core::desired::MTU);
+    host.inside(|| {
+        let mut programs = Dataplane::attach(INTERFACE, &options)?;
+        programs.apply(&tables)?;
+        programs.guard(["eth0"])?;
+        Ok(programs)
+    })?
+}
+
+fn netmap(number: u8) -> Netmap {
+    let other = crate::tunnel::other(number);
+    let (own, far) = (Identity(16), Identity(17));
+    let addresses = |number: u8| Addresses {
+        v4: [100, 64, 0, number].into(),
+        v6: [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number)].into(),
+    };
+    let name = |number: u8| Name::parse(&format!("n{number}")).expect("a letter and a digit");
+    let entries = Direction::ALL.map(|direction| {
+        let key = EntryKey {
+            remote: far,
+            local: own,
+            direction,
+            proto: None,
+            ports: PortRange::ALL,
+        };
+        let entry = Entry {
+            action: Action::Accept,
+            rule: RuleId(1),
+        };
+        (key, entry)
+    });
+    let identities = [(number, own), (other, far)];
+    let identities = identities
+        .into_iter()
+        .flat_map(|(number, identity)| addresses(number).prefixes().map(|net| (net, identity)));
+    let peer = Peer {
+        id: NodeId(other.into()),
+        name: name(other),
+        key: key(other).public(),
+        addresses: addresses(other),
+        endpoints: BTreeSet::new(),
+        routes: BTreeSet::new(),
+        tags: BTreeSet::new(),
+        user: None,
+    };
+    Netmap {
+        mesh: Mesh {
+            id: MeshId([7; 16]),
+            domain: "mesh.internal".into(),
+            pools: Pools {
+                v4: Pools::default_v4(),
+                v6: Pools::ula([0; 5]),
+            },
+        },
+        epoch: Epoch(1),
+        generation: Generation(1),
+        me: Me {
+            id: NodeId(number.into()),
+            name: name(number),
+            key: key(number).public(),
+            addresses: addresses(number),
+            tags: BTreeSet::new(),
+            user: None,
+            expires: None,
+            expired: false,
+        },
+        peers: [(peer.id, peer)].into(),
+        policy: NodePolicy {
+            identities: identities.collect(),
+            entries: entries.into(),
+            rules: BTreeMap::new(),
+        },
+    }
+}
