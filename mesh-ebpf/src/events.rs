@@ -73,6 +73,7 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
                 entry.packets += (*found).packets;
                 entry.bytes += (*found).bytes;
                 entry.first = (*found).first;
+                let is_news = (*found).is_news(entry.packets, meta.now);
                 (*found).last = meta.now;
                 atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(
                     &raw mut (*found).packets,
@@ -82,7 +83,7 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
                     &raw mut (*found).bytes,
                     meta.bytes,
                 );
-                if !(*found).is_news(entry.packets, meta.now) {
+                if !is_news {
                     return 0;
                 }
                 (*found).told = meta.now;

@@ -13,11 +13,12 @@ use mesh_common::packet::{self, Fragment, Kind};
 use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
-use crate::maps::{Asked, CFG, CT_EST, FRAG, SCRATCH, Scratch};
+use crate::entry::{DROP, L2, NEXT};
+use crate::maps::{CFG, CT_EST, FRAG, SCRATCH, Scratch};
 use crate::meta::Meta;
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
-use crate::{DROP, L2, NEXT, events, mss, stats};
+use crate::{events, mss, stats};
 
 #[inline(always)]
 pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
@@ -76,7 +77,7 @@ fn judge<const AT: usize>(
         entry,
         asked,
     } = unsafe { &mut *scratch };
-    *asked = Asked::nothing();
+    asked.forget();
     let tables = Tables::new(config, asked);
     if readable {
         // SAFETY: written, as nothing was refused.
@@ -135,7 +136,7 @@ pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
         asked,
         ..
     } = unsafe { &mut *scratch };
-    *asked = Asked::nothing();
+    asked.forget();
     let tables = Tables::new(config, asked);
     if read(&Skb::<0>::new(ctx), direction, facts, verdict) {
         // SAFETY: written, as nothing was refused.

@@ -10,9 +10,10 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
 
+use crate::entry::{DROP, NEXT};
 use crate::maps::{CFG, ID_EXACT};
 use crate::meta::Meta;
-use crate::{DROP, NEXT, events, stats};
+use crate::{events, stats};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {

@@ -1,7 +1,6 @@
-//! The packet path in the kernel: entry points, and nothing else.
+//! The packet path in the kernel: its parts, and nothing else.
 //!
-//! A TCX program that says "pass" hides every program behind it, so ours says "next"; and whatever
-//! goes wrong in here ends in a drop.
+//! Another object, `bench.rs`, has the same parts and what only the benchmark runs.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -10,6 +9,7 @@
     reason = "atomic addition: core has no AtomicU64 for a target without compare-and-swap"
 )]
 
+mod entry;
 mod events;
 mod filter;
 mod guard;
@@ -19,78 +19,3 @@ mod mss;
 mod skb;
 mod stats;
 mod tables;
-
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-use mesh_common::Direction;
-
-/// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
-const NEXT: i32 = -1;
-/// TC_ACT_SHOT.
-const DROP: i32 = 2;
-
-/// Where the IP header starts on a device without a link layer, such as WireGuard's and a TUN.
-const L3: usize = 0;
-/// Behind an Ethernet header.
-const L2: usize = 14;
-
-#[classifier]
-pub fn mesh_in(ctx: TcContext) -> i32 {
-    filter::run::<L3>(&ctx, Direction::Ingress)
-}
-
-#[classifier]
-pub fn mesh_eg(ctx: TcContext) -> i32 {
-    filter::run::<L3>(&ctx, Direction::Egress)
-}
-
-/// [`mesh_in`] for an Ethernet device: for looking at any interface, never used by the agent.
-#[classifier]
-pub fn mesh_in_l2(ctx: TcContext) -> i32 {
-    filter::run_ethernet(&ctx, Direction::Ingress)
-}
-
-/// [`mesh_eg`] for an Ethernet device.
-#[classifier]
-pub fn mesh_eg_l2(ctx: TcContext) -> i32 {
-    filter::run_ethernet(&ctx, Direction::Egress)
-}
-
-/// What [`mesh_in`] would do with a packet, by BPF_PROG_TEST_RUN: attached nowhere.
-#[classifier]
-pub fn why_in(ctx: TcContext) -> i32 {
-    filter::explain(&ctx, Direction::Ingress)
-}
-
-/// What [`mesh_eg`] would do.
-#[classifier]
-pub fn why_eg(ctx: TcContext) -> i32 {
-    filter::explain(&ctx, Direction::Egress)
-}
-
-/// Writes the counter of ticks over a packet's first bytes, by BPF_PROG_TEST_RUN.
-#[classifier]
-pub fn ticks(ctx: TcContext) -> i32 {
-    match ctx.store(0, &meta::ticks(), 0) {
-        Ok(()) => NEXT,
-        Err(_) => DROP,
-    }
-}
-
-/// Ingress of every interface but the mesh's own and loopback.
-#[classifier]
-pub fn guard(ctx: TcContext) -> i32 {
-    guard::run(&ctx)
-}
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The helpers that we call are for GPL-compatible programs only; Apache-2.0 alone is not on the
-/// kernel's list, and this file and what it is linked with may be used under either.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

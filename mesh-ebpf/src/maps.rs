@@ -11,7 +11,7 @@ use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
-use mesh_common::{Address, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
+use mesh_common::{Address, Facts, Identity, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
 
 #[map(name = "cfg")]
 pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
@@ -90,8 +90,8 @@ pub struct Scratch {
 /// the same.
 pub struct Asked {
     /// Whether the table holds the flow, alive or not.
-    pub established: Cell<bool>,
-    pub half_open: Cell<bool>,
+    pub established: Cell<u32>,
+    pub half_open: Cell<u32>,
     pub nobody: IdentityEntry,
     pub no_row: PolicyEntry,
 }
@@ -100,12 +100,17 @@ pub struct Asked {
 unsafe impl Sync for Asked {}
 
 impl Asked {
-    pub const fn nothing() -> Self {
-        Self {
-            established: Cell::new(false),
-            half_open: Cell::new(false),
-            nobody: IdentityEntry::UNKNOWN,
-            no_row: PolicyEntry::NONE,
+    /// Word by word, or the compiler makes it a call of memset, which writes byte by byte.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        // SAFETY: fields of a value that we hold alone.
+        unsafe {
+            (&raw mut self.established).write_volatile(Cell::new(0));
+            (&raw mut self.half_open).write_volatile(Cell::new(0));
+            (&raw mut self.nobody.identity).write_volatile(Identity::UNKNOWN);
+            (&raw mut self.nobody.flags).write_volatile(0);
+            (&raw mut self.nobody.peer).write_volatile(0);
+            (&raw mut self.no_row).write_volatile(PolicyEntry::NONE);
         }
     }
 }

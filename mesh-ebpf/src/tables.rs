@@ -57,15 +57,22 @@ impl<'a> Tables<'a> {
 
     #[inline(never)]
     fn write(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) -> u32 {
-        let (established, half_open) = (self.asked.established.get(), self.asked.half_open.get());
+        let (established, half_open) = (
+            self.asked.established.get() != 0,
+            self.asked.half_open.get() != 0,
+        );
         let opened = verdict.state.opened();
         let mut stage = Stage::HalfOpen;
-        *entry = FlowEntry {
-            state: verdict.state,
-            packets: [0; 2],
-            bytes: [0; 2],
-            opened: meta.now,
-        };
+        entry.state = verdict.state;
+        // Word by word: see `Asked::forget`.
+        // SAFETY: fields of a value that we hold alone.
+        unsafe {
+            (&raw mut entry.packets[0]).write_volatile(0);
+            (&raw mut entry.packets[1]).write_volatile(0);
+            (&raw mut entry.bytes[0]).write_volatile(0);
+            (&raw mut entry.bytes[1]).write_volatile(0);
+        }
+        entry.opened = meta.now;
         if matches!(verdict.effect, Effect::Open) {
             if let Some(load) = load(verdict.state.peer) {
                 // SAFETY: the pointer that the look-up returned.
@@ -210,7 +217,7 @@ impl Lookup for Tables<'_> {
             Stage::Established => (CT_EST.get_ptr(key)?, &self.asked.established),
             Stage::HalfOpen => (CT_NEW.get_ptr(key)?, &self.asked.half_open),
         };
-        asked.set(true);
+        asked.set(1);
         // SAFETY: the pointer that the look-up returned.
         Some(unsafe { (*found).state })
     }

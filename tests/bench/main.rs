@@ -2,7 +2,10 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+mod dataplane;
 mod policy;
+#[path = "../ebpf/scratch.rs"]
+mod scratch;
 mod tunnel;
 mod tunnel_vm;
 
@@ -12,6 +15,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(about = "Measures what the project promises figures of")]
 enum What {
+    /// The packet path: nanoseconds per packet, alone and in a network device beside nftables
+    Dataplane(dataplane::Options),
     /// The userspace tunnel with iperf3, next to wireguard-go; with --vm the kernel's, next to itself
     Tunnel(tunnel::Options),
     /// What `tunnel --vm` runs in its machine
@@ -23,6 +28,7 @@ enum What {
 
 fn main() -> Result<()> {
     match What::parse() {
+        What::Dataplane(options) => dataplane::run(&options),
         What::Tunnel(options) => tunnel::run(options),
         What::TunnelInside(rounds) => tunnel_vm::inside(&rounds),
         What::Policy(options) => policy::run(options),

@@ -1,18 +1,20 @@
 //! The programs, loaded as the agent loads them, on the loopback of an empty network namespace.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::SchedClassifier;
 use aya::{TestRun, TestRunOptions};
-use mesh_agent::dataplane::{Dataplane, Options};
+use mesh_agent::dataplane::{Dataplane, FlowEvent, Options};
 use mesh_common::DropReason;
-use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerLoad, Rate};
+use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerFreed, PeerLoad, Rate};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
 
-use crate::oracle::Strain;
+use crate::oracle::{Outcome, Strain};
 use crate::scratch::Bpffs;
 
 /// TEST_RUN refuses shorter packets.
@@ -22,29 +24,51 @@ pub(crate) const SHORTEST: usize = 14;
 const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
 
-#[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) bpffs: Bpffs,
     pub(crate) dataplane: Option<Dataplane>,
     /// Whether running connections are taken up: the agent's own minute would end within a test.
     pub(crate) picks_up: bool,
+    flow_capacity: Option<u32>,
+    /// What [`Kernel::is_counted`] has seen.
+    counted: HashMap<u32, u64>,
+    reasons: Option<PerCpuArray<MapData, Count>>,
+    loads: Option<Table<u32, PeerLoad>>,
 }
+
+type Table<K, V> = aya::maps::HashMap<MapData, K, V>;
 
 impl Kernel {
     pub(crate) fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// With room for so many established flows.
+    pub(crate) fn with_flows(capacity: u32) -> Self {
+        Self::of(Some(capacity))
+    }
+
+    fn of(flow_capacity: Option<u32>) -> Self {
         own_network();
         let bpffs = Bpffs::mount().unwrap_or_else(|error| panic!("{error:#}"));
         let mut kernel = Self {
             bpffs,
             dataplane: None,
             picks_up: false,
+            flow_capacity,
+            counted: HashMap::new(),
+            reasons: None,
+            loads: None,
         };
         kernel.start();
         kernel
     }
 
     pub(crate) fn options(&self) -> Options {
-        options(&self.bpffs)
+        Options {
+            flow_capacity: self.flow_capacity,
+            ..options(&self.bpffs)
+        }
     }
 
     /// An agent starts, and adopts what the last one left.
@@ -56,6 +80,9 @@ impl Kernel {
             )
         });
         self.dataplane = Some(dataplane);
+        let data = MapData::from_pin(self.pin(maps::REASON_CTR)).unwrap();
+        self.reasons = Some(Map::PerCpuArray(data).try_into().unwrap());
+        self.loads = Some(self.pinned(maps::PEER_LOAD));
     }
 
     /// The agent dies; what is pinned stays.
@@ -84,14 +111,51 @@ impl Kernel {
     }
 
     /// Makes the peer be as far as that with what it may open, or we may open to it.
-    pub(crate) fn strain(&self, peer: u32, opened: Direction, strain: Option<Strain>) {
-        let mut loads: HashMap<_, u32, PeerLoad> = self.pinned(maps::PEER_LOAD);
-        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
-        let cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
-        let share = cfg.get(&0, 0).unwrap().peer_flows;
-        loads
-            .insert(peer, load(opened, strain, now(), share), 0)
-            .unwrap();
+    pub(crate) fn strain(&mut self, peer: u32, opened: Direction, strain: Option<Strain>) {
+        let load = load(opened, strain, now(), MANY);
+        self.loads.as_mut().unwrap().insert(peer, load, 0).unwrap();
+    }
+
+    /// What the peer has used.
+    pub(crate) fn load(&self, peer: u32) -> PeerLoad {
+        self.loads.as_ref().unwrap().get(&peer, 0).unwrap()
+    }
+
+    /// What the last sweep has found gone.
+    pub(crate) fn freed(&self, peer: u32) -> [u32; 2] {
+        let freed: Table<u32, PeerFreed> = self.pinned(maps::PEER_FREED);
+        freed.get(&peer, 0).unwrap().freed
+    }
+
+    /// As if a sweep had found so many gone.
+    pub(crate) fn free(&self, peer: u32, freed: [u32; 2]) {
+        let mut map: Table<u32, PeerFreed> = self.pinned(maps::PEER_FREED);
+        map.insert(peer, PeerFreed { freed }, 0).unwrap();
+    }
+
+    /// Runs a program that the agent does not attach.
+    pub(crate) fn explain(&mut self, name: &str, packet: &[u8]) -> (u32, Vec<u8>, u128) {
+        self.load_program(name);
+        self.run_program(name, packet, 1)
+    }
+
+    /// A program, loaded if it was not.
+    pub(crate) fn load_program(&mut self, name: &str) -> &SchedClassifier {
+        let program = self.dataplane().object().program_mut(name).unwrap();
+        let program: &mut SchedClassifier = program.try_into().unwrap();
+        if program.fd().is_err() {
+            program.load().unwrap();
+        }
+        program
+    }
+
+    /// The programs, for whoever runs many packets, or on several threads.
+    pub(crate) fn runner(&self) -> Runner<'_> {
+        let program = |name| self.dataplane.as_ref().expect("started").program(name);
+        Runner {
+            ingress: program("mesh_in").expect("a loaded program"),
+            egress: program("mesh_eg").expect("a loaded program"),
+        }
     }
 
     /// Whether the program lets the packet pass; and the packet as it comes out.
@@ -134,14 +198,14 @@ impl Kernel {
     pub(crate) fn age(&self, seconds: u64) {
         let nanoseconds = seconds * 1_000_000_000;
         for name in [maps::CT_EST, maps::CT_NEW] {
-            let mut flows: HashMap<_, FlowKey, FlowEntry> = self.pinned(name);
+            let mut flows: Table<FlowKey, FlowEntry> = self.pinned(name);
             let all: Vec<_> = flows.iter().map(Result::unwrap).collect();
             for (key, mut entry) in all {
                 entry.state.last_seen = entry.state.last_seen.wrapping_sub(nanoseconds);
                 flows.insert(key, entry, 0).unwrap();
             }
         }
-        let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = self.pinned(maps::FRAG);
+        let mut fragments: Table<FragmentKey, FragmentEntry> = self.pinned(maps::FRAG);
         let all: Vec<_> = fragments.iter().map(Result::unwrap).collect();
         for (key, mut entry) in all {
             entry.last_seen = entry.last_seen.wrapping_sub(nanoseconds);
@@ -149,28 +213,69 @@ impl Kernel {
         }
     }
 
-    /// Packets dropped so far for a reason, by its name.
-    pub(crate) fn dropped(&self, direction: Direction, reason: &str) -> u64 {
+    /// Whether one more packet was dropped for this reason than when it was last asked for.
+    pub(crate) fn is_counted(&mut self, direction: Direction, reason: &str) -> bool {
         let reason = DropReason::ALL.iter().find(|r| r.name() == reason).copied();
         let reason = reason.expect("the oracle and the counters use the same words");
-        let data = MapData::from_pin(self.pin(maps::REASON_CTR)).unwrap();
-        let counters: PerCpuArray<_, Count> = Map::PerCpuArray(data).try_into().unwrap();
         let slot = maps::reason_slot(Some(reason), direction);
-        let counts = counters.get(&slot, 0).unwrap();
-        counts.iter().map(|count| count.packets).sum()
+        let counts = self.reasons.as_ref().unwrap().get(&slot, 0).unwrap();
+        let now = counts.iter().map(|count| count.packets).sum();
+        let before = self.counted.insert(slot, now).unwrap_or_default();
+        now == before + 1
+    }
+
+    /// What becomes of the packet, by the counters: all other reasons' stay as they were.
+    pub(crate) fn outcome(&mut self, direction: Direction, packet: &[u8]) -> Outcome {
+        let before = self.dataplane().counters().unwrap();
+        let (passes, _) = self.run(direction, packet);
+        let after = self.dataplane().counters().unwrap();
+        if passes {
+            assert_eq!(after.dropped, before.dropped);
+            return Ok(());
+        }
+        let mut reasons = Vec::new();
+        for ((way, reason), count) in after.dropped {
+            let old = before
+                .dropped
+                .get(&(way, reason))
+                .copied()
+                .unwrap_or_default();
+            if count != old {
+                assert_eq!((way, count.packets), (direction, old.packets + 1));
+                reasons.push(reason.name());
+            }
+        }
+        assert_eq!(reasons.len(), 1, "{reasons:?}");
+        Err(reasons[0])
     }
 
     /// Confirmed flows.
-    pub(crate) fn established(&self) -> HashMap<MapData, FlowKey, FlowEntry> {
+    pub(crate) fn established(&self) -> Table<FlowKey, FlowEntry> {
         self.pinned(maps::CT_EST)
     }
 
-    fn pin(&self, name: &str) -> PathBuf {
+    /// Flows that wait for their confirmation, or for room.
+    pub(crate) fn half_open(&self) -> Table<FlowKey, FlowEntry> {
+        self.pinned(maps::CT_NEW)
+    }
+
+    /// Events since it was last asked.
+    pub(crate) fn events(&self) -> Vec<FlowEvent> {
+        let data = MapData::from_pin(self.pin(maps::EVENTS)).unwrap();
+        let mut ring = RingBuf::try_from(Map::RingBuf(data)).unwrap();
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            events.push(FlowEvent::from_bytes(&record).unwrap());
+        }
+        events
+    }
+
+    pub(crate) fn pin(&self, name: &str) -> PathBuf {
         let layout = format!("v{}", maps::LAYOUT_VERSION);
         self.bpffs.folder("mesh").join(layout).join(name)
     }
 
-    fn pinned<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+    fn pinned<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> Table<K, V> {
         let data = MapData::from_pin(self.pin(name)).unwrap();
         let map = match data.info().unwrap().map_type().unwrap() {
             aya::maps::MapType::LruHash => Map::LruHashMap(data),
@@ -179,6 +284,40 @@ impl Kernel {
         map.try_into().unwrap()
     }
 }
+
+/// Runs packets without asking for what comes out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runner<'a> {
+    ingress: &'a SchedClassifier,
+    egress: &'a SchedClassifier,
+}
+
+impl Runner<'_> {
+    pub(crate) fn passes(&self, direction: Direction, packet: &[u8]) -> bool {
+        match self.repeat(direction, packet, 1) {
+            NEXT => true,
+            DROP => false,
+            other => panic!("a program returned {other}"),
+        }
+    }
+
+    /// What the last of so many runs returned.
+    pub(crate) fn repeat(&self, direction: Direction, packet: &[u8], repeat: u32) -> u32 {
+        let program = match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        };
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).unwrap().return_value
+    }
+}
+
+/// More flows than any table has room for.
+const MANY: u32 = 1 << 24;
 
 /// Nanoseconds that no test takes.
 const FAR: u64 = 1 << 42;

@@ -13,8 +13,11 @@
     reason = "a test fails by panicking, its helpers with it, and prints what it measured"
 )]
 
+mod cpus;
 mod figures;
+mod flood;
 mod kernel;
+mod kinds;
 mod life;
 mod model;
 mod oracle;

@@ -18,9 +18,14 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn run(self) -> Result<()> {
         let verb = self.arguments.first().map_or("", String::as_str);
+        let mut bench = std::process::Command::new(shell::target_dir().join("release/mesh-bench"));
+        bench.args(&self.arguments);
         if !UNPREPARED.contains(&verb) {
             setup::prepare(setup::Purpose::Test)?;
             build_ebpf::build()?;
+        }
+        if verb == "dataplane" {
+            bench.env("MESH_BENCH_OBJECT", build_ebpf::build_bench()?);
         }
         shell::run(shell::cargo().args([
             "build",
@@ -32,9 +37,6 @@ impl Options {
             "--bin",
             "mesh-vm-init",
         ]))?;
-        shell::become_it(
-            std::process::Command::new(shell::target_dir().join("release/mesh-bench"))
-                .args(self.arguments),
-        )
+        shell::become_it(&mut bench)
     }
 }

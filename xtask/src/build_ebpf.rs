@@ -97,19 +97,43 @@ pub(crate) fn build() -> Result<PathBuf> {
     // Wherever cargo's own target folder is: mesh-agent's build script looks here.
     let folder = root.join("target/ebpf");
     let sources = hash_of_sources(root)?;
-    shell::run(
-        toolchain
-            .cargo()
-            .args([
-                "--release",
-                "--locked",
-                "--manifest-path",
-                "mesh-ebpf/Cargo.toml",
-            ])
-            .args(["--target", TARGET, "--target-dir"])
-            .arg(&folder),
-    )?;
+    let bytes = compile("mesh-ebpf", root, &folder, toolchain)?;
+    let object = folder.join("mesh-ebpf.o");
+    place(&object, &bytes)?;
+    place(&folder.join("mesh-ebpf.o.sha256"), sources.as_bytes())?;
+    Ok(object)
+}
+
+/// Builds the object that only the benchmark loads.
+pub(crate) fn build_bench() -> Result<PathBuf> {
+    let toolchain = Toolchain::find().context("find a Rust toolchain for BPF")?;
+    let root = shell::root();
+    let folder = root.join("target/ebpf");
+    let bytes = compile("mesh-ebpf-bench", root, &folder, toolchain)?;
+    let object = folder.join("mesh-ebpf-bench.o");
+    place(&object, &bytes)?;
+    Ok(object)
+}
+
+/// The object of a changed copy of the sources below `root`; `None` if it does not compile.
+pub(crate) fn try_compile(root: &Path) -> Result<Option<Vec<u8>>> {
+    let toolchain = Toolchain::find().context("find a Rust toolchain for BPF")?;
+    let folder = root.join("target");
+    let mut cargo = command("mesh-ebpf", root, &folder, toolchain);
+    cargo.arg("--quiet").stderr(std::process::Stdio::null());
+    if !cargo.status().context("start cargo")?.success() {
+        return Ok(None);
+    }
     let built = folder.join(TARGET).join("release/mesh-ebpf");
+    Ok(Some(
+        std::fs::read(&built).with_context(|| format!("read {}", built.display()))?,
+    ))
+}
+
+/// One object of the package `mesh-ebpf` below `root`, with the target folder `folder`.
+fn compile(name: &str, root: &Path, folder: &Path, toolchain: Toolchain) -> Result<Vec<u8>> {
+    shell::run(&mut command(name, root, folder, toolchain))?;
+    let built = folder.join(TARGET).join("release").join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     let sections = section_names(&bytes).context("the linker's output is no 64-bit ELF object")?;
     for wanted in [".BTF", ".BTF.ext", "license"] {
@@ -119,10 +143,17 @@ pub(crate) fn build() -> Result<PathBuf> {
             );
         }
     }
-    let object = folder.join("mesh-ebpf.o");
-    place(&object, &bytes)?;
-    place(&folder.join("mesh-ebpf.o.sha256"), sources.as_bytes())?;
-    Ok(object)
+    Ok(bytes)
+}
+
+fn command(name: &str, root: &Path, folder: &Path, toolchain: Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo
+        .args(["--release", "--locked", "--bin", name, "--manifest-path"])
+        .arg(root.join("mesh-ebpf/Cargo.toml"))
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(folder);
+    cargo
 }
 
 /// Leaves a file that stands already as it is, so that nothing that depends on it is built anew.

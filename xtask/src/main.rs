@@ -14,6 +14,7 @@ mod build_ebpf;
 mod ci;
 mod codegen;
 mod demo;
+mod mutants;
 mod setup;
 mod shell;
 mod test;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 
-use crate::{build_ebpf, demo, setup, shell};
+use crate::{build_ebpf, demo, mutants, setup, shell};
 
 #[derive(Debug, Parser)]
 pub(crate) struct Options {
@@ -23,6 +23,12 @@ pub(crate) struct Options {
     /// Series of Debian's kernels for the vm ring, as often as wanted; 6.1 and 6.12 otherwise.
     #[arg(long, value_name = "VERSION")]
     kernel: Vec<String>,
+    /// Changes the packet path in small ways, one at a time: the ebpf ring must notice each.
+    #[arg(long)]
+    mutants: bool,
+    /// Which changes; printed, so that they can be made again.
+    #[arg(long, requires = "mutants")]
+    seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -82,6 +88,8 @@ impl Options {
             ring: None,
             filter: None,
             kernel: Vec::new(),
+            mutants: false,
+            seed: None,
         }
     }
 
@@ -95,6 +103,11 @@ impl Options {
             demo::build_release()?;
         }
         let programs = shell::step("build the tests", || self.build())?;
+        if self.mutants {
+            let ring = programs.iter().find(|p| p.ring == Some(Ring::Ebpf));
+            let ring = ring.context("say `test ebpf --mutants`")?;
+            return mutants::run(&ring.executable, self.seed);
+        }
         let mut tally = Tally::default();
         for program in &programs {
             tally.add(self.run_program(program)?);

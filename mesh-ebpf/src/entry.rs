@@ -1,0 +1,81 @@
+//! Entry points, one per hook.
+//!
+//! A TCX program that says "pass" hides every program behind it, so ours says "next"; and whatever
+//! goes wrong in here ends in a drop.
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use mesh_common::Direction;
+
+use crate::{filter, guard, meta};
+
+/// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
+pub const NEXT: i32 = -1;
+/// TC_ACT_SHOT.
+pub const DROP: i32 = 2;
+
+/// Where the IP header starts on a device without a link layer, such as WireGuard's and a TUN.
+pub const L3: usize = 0;
+/// Behind an Ethernet header.
+pub const L2: usize = 14;
+
+#[classifier]
+pub fn mesh_in(ctx: TcContext) -> i32 {
+    filter::run::<L3>(&ctx, Direction::Ingress)
+}
+
+#[classifier]
+pub fn mesh_eg(ctx: TcContext) -> i32 {
+    filter::run::<L3>(&ctx, Direction::Egress)
+}
+
+/// [`mesh_in`] for an Ethernet device: for looking at any interface, never used by the agent.
+#[classifier]
+pub fn mesh_in_l2(ctx: TcContext) -> i32 {
+    filter::run_ethernet(&ctx, Direction::Ingress)
+}
+
+/// [`mesh_eg`] for an Ethernet device.
+#[classifier]
+pub fn mesh_eg_l2(ctx: TcContext) -> i32 {
+    filter::run_ethernet(&ctx, Direction::Egress)
+}
+
+/// What [`mesh_in`] would do with a packet, by BPF_PROG_TEST_RUN: attached nowhere.
+#[classifier]
+pub fn why_in(ctx: TcContext) -> i32 {
+    filter::explain(&ctx, Direction::Ingress)
+}
+
+/// What [`mesh_eg`] would do.
+#[classifier]
+pub fn why_eg(ctx: TcContext) -> i32 {
+    filter::explain(&ctx, Direction::Egress)
+}
+
+/// Writes the counter of ticks over a packet's first bytes, by BPF_PROG_TEST_RUN.
+#[classifier]
+pub fn ticks(ctx: TcContext) -> i32 {
+    match ctx.store(0, &meta::ticks(), 0) {
+        Ok(()) => NEXT,
+        Err(_) => DROP,
+    }
+}
+
+/// Ingress of every interface but the mesh's own and loopback.
+#[classifier]
+pub fn guard(ctx: TcContext) -> i32 {
+    guard::run(&ctx)
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers that we call are for GPL-compatible programs only; Apache-2.0 alone is not on the
+/// kernel's list, and this file and what it is linked with may be used under either.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,46 @@
+//! Several CPUs on one flow at once: what is counted is counted once, and nothing is lost.
+
+use mesh_core::Direction;
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
+
+use crate::kernel::Kernel;
+use crate::kinds;
+
+const THREADS: u64 = 4;
+const RUNS: u32 = 100_000;
+
+#[test]
+fn packets_of_one_flow_on_every_cpu_are_all_counted() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&Tables::of(&kinds::netmap(), MTU));
+    let packet = kinds::tcp(Direction::Ingress, kinds::SYN);
+    assert!(kernel.run(Direction::Ingress, &packet).0);
+    assert!(
+        kernel
+            .run(
+                Direction::Egress,
+                &kinds::tcp(Direction::Egress, kinds::SYN_ACK)
+            )
+            .0
+    );
+    let packet = kinds::tcp(Direction::Ingress, kinds::ACK);
+    assert!(kernel.run(Direction::Ingress, &packet).0);
+    let runner = kernel.runner();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| runner.repeat(Direction::Ingress, &packet, RUNS));
+        }
+    });
+    let flows: Vec<_> = kernel.established().iter().map(Result::unwrap).collect();
+    let [(_, entry)] = flows.as_slice() else {
+        panic!("one flow: {flows:?}");
+    };
+    // The SYN and the ACK before.
+    let packets = THREADS * u64::from(RUNS) + 2;
+    assert_eq!(u64::from(entry.packets[0]), packets);
+    assert_eq!(entry.bytes[0], packets * packet.len() as u64);
+    assert_eq!(entry.packets[1], 1);
+    let counters = kernel.dataplane().counters().unwrap();
+    assert_eq!(counters.passed[&Direction::Ingress].packets, packets);
+}
