@@ -5,7 +5,11 @@
 //! admin ── unix socket ───────────►      │
 //!                                     state directory
 //! ```
-#![expect(clippy::unwrap_used, reason = "tests panic freely")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests panic freely, and print what they measured"
+)]
 
 mod admin;
 mod damage;
