@@ -37,7 +37,7 @@ use crate::config::Config;
 use crate::janitor::Janitor;
 use crate::listener::Listener;
 use crate::metrics::{self, Metrics};
-use crate::netmap_stream::Shared;
+use crate::netmap_stream::{Shared, Turns};
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
 use crate::store::{Founding, Loaded, OpenError, Store};
@@ -100,6 +100,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
             key: key.clone(),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
+            turns: Turns::default(),
         },
         clock: clock.clone(),
         tasks: tasks.clone(),

@@ -17,7 +17,7 @@ use mesh_core::netmap::digest::{ItemDigest, ItemKey};
 use mesh_core::netmap::{Digest, Netmap, build, delta};
 use mesh_core::node::{Epoch, Generation, HostInfo, NodeId};
 use rand_core::{OsRng, RngCore as _};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -54,6 +54,29 @@ pub struct Shared {
     pub key: Arc<MachineKey>,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
+    pub turns: Turns,
+}
+
+/// Takes turns at making maps.
+///
+/// A map is milliseconds of arithmetic. When all nodes need a new one at once, as many are made at
+/// a time as there are processors, and the first are on the wire while the others wait; without
+/// turns the first node would get its map when the last one's is made.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism();
+        Self(Arc::new(Semaphore::new(processors.map_or(1, usize::from))))
+    }
+}
+
+impl Turns {
+    async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed; whoever asked would then go on without a turn.
+        self.0.acquire().await.ok()
+    }
 }
 
 pub type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
@@ -214,7 +237,8 @@ impl Session<'_> {
     /// The first answer: nothing new, the difference, or everything.
     async fn greet(&mut self, held: Option<Held>) -> Result<(), Status> {
         let current = self.worlds.borrow_and_update().clone();
-        let Some(map) = self.build(&current).await else {
+        let turn = self.shared.turns.take().await;
+        let Some(map) = self.build(&current) else {
             return Ok(());
         };
         let comparable = held.filter(|held| held.epoch == map.epoch);
@@ -244,6 +268,7 @@ impl Session<'_> {
                 update::sign_full_as(&self.shared.key, &map, now.digest)
             }
         };
+        drop(turn);
         self.holds = Some(now);
         self.seen = current;
         self.send(signed, map.generation).await
@@ -290,6 +315,7 @@ impl Session<'_> {
 
     /// Sends what changed for this node, if anything did. `false`: there is no such node any more.
     async fn update(&mut self) -> Result<bool, Status> {
+        let turn = self.shared.turns.take().await;
         let current = self.worlds.borrow_and_update().clone();
         let now = Instant::now();
         self.next_update = now + UPDATE_SPACING;
@@ -302,7 +328,7 @@ impl Session<'_> {
             self.seen = current;
             return Ok(true);
         }
-        let Some(map) = self.build(&current).await else {
+        let Some(map) = self.build(&current) else {
             return Ok(false);
         };
         let Some(before) = &self.holds else {
@@ -317,15 +343,14 @@ impl Session<'_> {
         let change = delta::between(&before.items, &now.items, &map);
         let key = &self.shared.key;
         let signed = update::sign_delta_as(key, before.digest, &change, &map, now.digest);
+        drop(turn);
         self.holds = Some(now);
         self.shared.metrics.deltas.add(1);
         self.send(signed, map.generation).await?;
         Ok(true)
     }
 
-    async fn build(&self, current: &Arc<Current>) -> Option<Netmap> {
-        // One map is milliseconds at most; all the sessions' at once are spread by the scheduler.
-        tokio::task::yield_now().await;
+    fn build(&self, current: &Current) -> Option<Netmap> {
         build::build(&current.world, &current.compiled, self.id)
     }
 
