@@ -5,11 +5,7 @@
 //! admin ── unix socket ───────────►      │
 //!                                     state directory
 //! ```
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "tests panic freely, and print what they measured"
-)]
+#![expect(clippy::unwrap_used, reason = "tests panic freely")]
 
 mod admin;
 mod damage;
