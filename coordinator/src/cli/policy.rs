@@ -109,15 +109,24 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             author,
             admin,
         } => {
+            let text = read(&file)?;
+            let (warnings, as_json) = check::warnings(&file, &text);
             let request = v1::SetPolicyRequest {
-                text: read(&file)?,
+                text,
                 file: file.display().to_string(),
                 expect_version: expect,
                 author,
             };
             let mut client = client::connect(&admin).await?;
             let policy = client.set_policy(request).await?.into_inner();
-            in_force(&policy, &admin, output);
+            if admin.json {
+                let mut value = json_in_force(&policy);
+                value["warnings"] = as_json.into();
+                output.json(&value);
+            } else {
+                warnings.iter().for_each(|line| output.line(line));
+                in_force(&policy, output);
+            }
             Ok(())
         }
         Verb::Check {
@@ -136,7 +145,11 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             let request = v1::RollbackPolicyRequest { version, author };
             let mut client = client::connect(&admin).await?;
             let policy = client.rollback_policy(request).await?.into_inner();
-            in_force(&policy, &admin, output);
+            if admin.json {
+                output.json(&json_in_force(&policy));
+            } else {
+                in_force(&policy, output);
+            }
             Ok(())
         }
         Verb::Explain { src, dst, admin } => {
@@ -179,17 +192,17 @@ fn json_of(policy: &v1::Policy) -> serde_json::Value {
     })
 }
 
-fn in_force(policy: &v1::Policy, admin: &Admin, output: &Output) {
-    if admin.json {
-        let mut value = json_of(policy);
-        value["generation"] = policy.generation.into();
-        output.json(&value);
-    } else {
-        let (version, generation) = (policy.version, policy.generation);
-        output.line(&format!(
-            "policy version {version} is in force since generation {generation}"
-        ));
-    }
+fn json_in_force(policy: &v1::Policy) -> serde_json::Value {
+    let mut value = json_of(policy);
+    value["generation"] = policy.generation.into();
+    value
+}
+
+fn in_force(policy: &v1::Policy, output: &Output) {
+    let (version, generation) = (policy.version, policy.generation);
+    output.line(&format!(
+        "policy version {version} is in force since generation {generation}"
+    ));
 }
 
 async fn history(admin: &Admin, output: &Output) -> Result<(), Failure> {

@@ -19,10 +19,7 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let text = read(file)?;
-    let name = match file == Path::new("-") {
-        true => "standard input".to_owned(),
-        false => file.display().to_string(),
-    };
+    let name = shown(file);
     let v1::CheckPolicyResponse { problems, warnings } = if offline {
         check(&text)
     } else {
@@ -34,22 +31,13 @@ pub(super) async fn run(
         client.check_policy(request).await?.into_inner()
     };
     if admin.json {
-        let list = |list: &[v1::PolicyProblem]| list.iter().map(json_of).collect::<Vec<_>>();
         output.json(&json!({"problems": list(&problems), "warnings": list(&warnings)}));
     } else {
-        let said = |kind: &str, problem: &v1::PolicyProblem| {
-            let v1::PolicyProblem {
-                line,
-                column,
-                message,
-            } = problem;
-            output.line(&format!("{name}:{line}:{column}: {kind}{message}"));
-        };
         for problem in &problems {
-            said("", problem);
+            output.line(&line(&name, "", problem));
         }
         for warning in &warnings {
-            said("warning: ", warning);
+            output.line(&line(&name, WARNING, warning));
         }
         if problems.is_empty() {
             output.line(&format!("{name} is good"));
@@ -59,6 +47,34 @@ pub(super) async fn run(
         true => Ok(()),
         false => Err(Failure::Silent),
     }
+}
+
+/// What of a text that was taken has no effect here: as lines, or as JSON.
+pub(super) fn warnings(file: &Path, text: &str) -> (Vec<String>, Vec<Value>) {
+    let document = Document::parse(text);
+    let warnings = document.as_ref().map(Document::warnings);
+    let warnings: Vec<_> = warnings.iter().flatten().map(wire).collect();
+    let lines = warnings.iter();
+    let lines = lines.map(|warning| line(&shown(file), WARNING, warning));
+    (lines.collect(), list(&warnings))
+}
+
+const WARNING: &str = "warning: ";
+
+fn shown(file: &Path) -> String {
+    match file == Path::new("-") {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    }
+}
+
+fn line(file: &str, kind: &str, problem: &v1::PolicyProblem) -> String {
+    let (line, column, message) = (problem.line, problem.column, &problem.message);
+    format!("{file}:{line}:{column}: {kind}{message}")
+}
+
+fn list(problems: &[v1::PolicyProblem]) -> Vec<Value> {
+    problems.iter().map(json_of).collect()
 }
 
 fn json_of(problem: &v1::PolicyProblem) -> Value {
