@@ -22,6 +22,7 @@ mod life;
 mod model;
 mod oracle;
 mod packet;
+mod policy;
 mod random;
 mod scratch;
 mod tables;
