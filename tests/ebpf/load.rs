@@ -6,6 +6,7 @@
 
 mod scratch;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,7 +47,10 @@ enum Link {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_target(false)
+        .with_ansi(std::io::stdout().is_terminal())
+        .init();
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -22,6 +22,8 @@ pub(crate) enum Suite {
     Conformance,
     /// The real programs in this kernel, held to the tests' own evaluator.
     Ebpf,
+    /// Every turn of an agent's life under traffic, with the kernel's WireGuard.
+    Dataplane,
     /// What the demo asserts of a whole mesh, with the kernel's WireGuard.
     Demo,
 }
@@ -38,24 +40,35 @@ impl Suite {
             Self::Kernel => Recipe {
                 program: Program::Test("kernel"),
                 arguments: &["--show-output"],
+                filter: None,
                 environment: &[],
                 limit_seconds: 600,
             },
             Self::Conformance => Recipe {
                 program: Program::Test("conformance"),
                 arguments: &[],
+                filter: None,
                 environment: &[("MESH_BACKEND", "kernel")],
                 limit_seconds: 1800,
             },
             Self::Ebpf => Recipe {
                 program: Program::Test("ebpf"),
                 arguments: &[],
+                filter: None,
                 environment: &[],
+                limit_seconds: 1800,
+            },
+            Self::Dataplane => Recipe {
+                program: Program::Test("netns"),
+                arguments: &[],
+                filter: Some("dataplane"),
+                environment: &[("MESH_BACKEND", "kernel")],
                 limit_seconds: 1800,
             },
             Self::Demo => Recipe {
                 program: Program::Release("mesh-demo"),
                 arguments: &["--check", "--backend", "kernel"],
+                filter: None,
                 environment: &[],
                 limit_seconds: 1800,
             },
@@ -66,6 +79,8 @@ impl Suite {
 struct Recipe {
     program: Program,
     arguments: &'static [&'static str],
+    /// Which tests, when nobody says.
+    filter: Option<&'static str>,
     environment: &'static [(&'static str, &'static str)],
     /// Several times what it takes on an idle machine.
     limit_seconds: u64,
@@ -104,6 +119,7 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
                 let at = format!("/tests/{name}");
                 programs.push((at.clone(), stripped(source, &folder)?));
                 let threads = "--test-threads=1".to_owned();
+                let filter = filter.or(recipe.filter);
                 (
                     name,
                     [at, threads]
