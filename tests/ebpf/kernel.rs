@@ -8,7 +8,7 @@ use aya::programs::SchedClassifier;
 use aya::{TestRun, TestRunOptions};
 use mesh_agent::dataplane::{Dataplane, FlowEvent, Options};
 use mesh_common::DropReason;
-use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerFreed, PeerLoad, Rate};
+use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
@@ -331,22 +331,22 @@ fn now() -> u64 {
 pub(crate) fn load(opened: Direction, strain: Option<Strain>, now: u64, share: u32) -> PeerLoad {
     let mut load = PeerLoad::default();
     let way = opened as usize;
-    // Buckets are emptied as packets do it, and beyond.
-    let drained = |rate: &Rate, tokens: u64| {
-        (0..tokens).fold(Bucket::default(), |bucket, _| bucket.taken(now, rate))
-    };
+    // A token that takes so long to come empties a bucket as many quick ones do: all of them fill in a
+    // second at most.
+    let second = Rate::new(1, 1);
+    let empty = Bucket::default().taken(now, &second).taken(now, &second);
     match strain {
         None => {}
-        Some(Strain::Low) => load.new[way] = drained(&NEW_FLOWS[way], BURST[way] * 3 / 4),
-        Some(Strain::Empty) => load.new[way] = drained(&NEW_FLOWS[way], BURST[way] * 2),
+        Some(Strain::Low) => {
+            let half = Bucket::default().taken(now, &Rate::new(2, 1));
+            load.new[way] = half.taken(now, &Rate::new(4, 1));
+        }
+        Some(Strain::Empty) => load.new[way] = empty,
         Some(Strain::Share) => load.added[way] = share,
-        Some(Strain::Errors) => load.errors = drained(&ICMP_ERRORS, 5_000),
+        Some(Strain::Errors) => load.errors = empty,
     }
     load
 }
-
-/// Of [`NEW_FLOWS`].
-const BURST: [u64; 2] = [4_096, 16_384];
 
 /// `$MESH_EBPF_OBJECT` takes the place of the embedded object.
 pub(crate) fn options(bpffs: &Bpffs) -> Options {
