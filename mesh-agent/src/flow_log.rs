@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -146,7 +147,12 @@ struct Lines<'a> {
 }
 
 fn open(path: &Path) -> io::Result<Lines<'_>> {
-    let file = File::options().create(true).append(true).open(path)?;
+    // Who talked to whom is nobody else's business.
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
     Ok(Lines {
         path,
         bytes: file.metadata()?.len(),

@@ -161,7 +161,7 @@ impl FlowLog {
         self.records.push_back(record);
     }
 
-    /// One flow of the table, in a walk over all of them.
+    /// One established flow, in a walk over all of them.
     pub fn handle_flow(&mut self, key: FlowKey, entry: &FlowEntry) {
         let denied = entry.state.flags & flags::DENIED != 0;
         let record = Record {
@@ -188,6 +188,14 @@ impl FlowLog {
             self.records.push_back(record);
         } else if let Some(known) = self.flows.get_mut(&key) {
             known.walk = Walk::Seen;
+        }
+    }
+
+    /// One flow that nobody has answered: of interest only if its opening was told, because a flood
+    /// leaves many.
+    pub fn handle_half_open(&mut self, key: FlowKey, entry: &FlowEntry) {
+        if self.flows.contains_key(&key) {
+            self.handle_flow(key, entry);
         }
     }
 

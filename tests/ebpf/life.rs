@@ -500,32 +500,31 @@ fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
     assert_eq!(dataplane.standing().unwrap(), Standing::First);
 }
 
-/// The thread's own loopback.
-fn tc(arguments: &[&str]) {
-    let done = std::process::Command::new("tc").args(arguments).status();
-    assert!(done.unwrap().success(), "tc {arguments:?}");
+/// A filter that matches everything, on the ingress of the thread's own loopback.
+fn tc(verb: &str, priority: &str) {
+    let program = ["bytecode", "1,6 0 0 4294967295,", "flowid", "1:1"];
+    let done = std::process::Command::new("tc")
+        .args(["filter", verb, "dev", "lo", "ingress"])
+        .args(["protocol", "all", "pref", priority, "handle", "1", "bpf"])
+        .args(if verb == "add" { &program[..] } else { &[] })
+        .status();
+    assert!(done.unwrap().success(), "tc filter {verb} pref {priority}");
 }
 
 #[test]
-fn a_clsact_filter_of_somebody_else_is_behind_or_ours_is_refused() {
+fn a_clsact_filter_before_ours_is_seen_and_one_behind_is_no_matter() {
     own_network();
     let bpffs = Bpffs::mount().unwrap();
     let options = Options {
         clsact: true,
         ..options(&bpffs)
     };
-    tc(&["qdisc", "add", "dev", "lo", "clsact"]);
-    tc(&[
-        "filter", "add", "dev", "lo", "ingress", "pref", "2", "matchall", "action", "ok",
-    ]);
     let dataplane = Dataplane::attach("lo", &options).unwrap();
+    tc("add", "2");
     assert_eq!(dataplane.standing().unwrap(), Standing::First);
-    tc(&["filter", "del", "dev", "lo", "ingress", "pref", "1"]);
-    assert_eq!(dataplane.standing().unwrap(), Standing::Gone);
-    tc(&[
-        "filter", "add", "dev", "lo", "ingress", "pref", "1", "matchall", "action", "ok",
-    ]);
-    assert_eq!(dataplane.standing().unwrap(), Standing::Gone);
-    // It has our place, and lets everything pass: then there is no filter, and no device.
-    assert!(Dataplane::attach("lo", &options).is_err());
+    // Of one priority, whoever comes last is first.
+    tc("add", "1");
+    assert_eq!(dataplane.standing().unwrap(), Standing::Behind);
+    tc("del", "1");
+    assert_eq!(dataplane.standing().unwrap(), Standing::First);
 }

@@ -13,3 +13,4 @@ mod foreign;
 mod forward;
 mod life;
 mod revoke;
+mod see;

@@ -26,6 +26,8 @@ pub(crate) enum Suite {
     Dataplane,
     /// What the demo asserts of a whole mesh, with the kernel's WireGuard.
     Demo,
+    /// An agent's life under traffic, on a device that goes on without the agent.
+    Dataplane,
 }
 
 impl Suite {
@@ -71,6 +73,12 @@ impl Suite {
                 filter: None,
                 environment: &[],
                 limit_seconds: 1800,
+            },
+            Self::Dataplane => Recipe {
+                program: Program::Test("netns"),
+                arguments: &["dataplane", "--show-output"],
+                environment: &[("MESH_BACKEND", "kernel")],
+                limit_seconds: 3600,
             },
         }
     }

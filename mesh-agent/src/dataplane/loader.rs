@@ -13,7 +13,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
@@ -246,9 +246,9 @@ impl Dataplane {
         self.kernel.review(tables)
     }
 
-    /// Established flows, with what they carried.
-    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        self.kernel.flows()
+    /// Flows of one stage, with what they carried.
+    pub fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        self.kernel.flows(stage)
     }
 
     /// How full the maps are.

@@ -6,16 +6,19 @@
 
 use aya::maps::{HashMap, MapData};
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_core::dataplane::Tables;
 
 use super::tables::{ApplyError, Kernel};
 
 impl Kernel {
-    /// Established flows.
-    pub(super) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        let flows = bounded(&self.established);
-        flows
+    /// What one of the two tables of flows holds.
+    pub(super) fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        let flows = match stage {
+            Stage::Established => &self.established,
+            Stage::HalfOpen => &self.half_open,
+        };
+        bounded(flows)
             .collect::<Result<_, _>>()
             .map_err(ApplyError::at("read a flow"))
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::v1;
+use mesh_common::flow::Stage;
 use mesh_core::node::NodeId;
 use tonic::Status;
 
@@ -13,7 +14,7 @@ use crate::stack::Enforcer;
 pub(super) fn response(look: &Snapshot, enforcer: &Enforcer) -> Result<v1::TopResponse, Status> {
     let failed = |error: anyhow::Error| Status::internal(format!("{error:#}"));
     let mut peers: BTreeMap<u32, v1::TopPeer> = BTreeMap::new();
-    for (_, entry) in enforcer.flows().map_err(failed)? {
+    for (_, entry) in enforcer.flows(Stage::Established).map_err(failed)? {
         let peer = peers.entry(entry.state.peer).or_default();
         peer.flows += 1;
         let [received, sent] = entry.packets.map(u64::from);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::{Direction, DropReason};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
@@ -136,13 +136,13 @@ impl Enforcer {
         }
     }
 
-    /// Established flows.
-    pub fn flows(&self) -> anyhow::Result<Vec<(FlowKey, FlowEntry)>> {
+    /// Flows of one stage.
+    pub fn flows(&self, stage: Stage) -> anyhow::Result<Vec<(FlowKey, FlowEntry)>> {
         match self {
             Self::Programs(programs) => {
-                block_in_place(|| locked(programs).flows()).context("read the flows")
+                block_in_place(|| locked(programs).flows(stage)).context("read the flows")
             }
-            Self::InProcess(filter) => Ok(filter.flows()),
+            Self::InProcess(filter) => Ok(filter.flows(stage)),
         }
     }
 

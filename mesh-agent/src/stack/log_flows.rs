@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_core::flow;
 use mesh_core::netmap::Netmap;
 use tokio::sync::mpsc;
@@ -59,8 +59,11 @@ impl Feed {
     }
 
     fn walk(&self, machine: &mut flow::FlowLog) -> anyhow::Result<()> {
-        for (key, entry) in self.enforcer.flows()? {
+        for (key, entry) in self.enforcer.flows(Stage::Established)? {
             machine.handle_flow(key, &entry);
+        }
+        for (key, entry) in self.enforcer.flows(Stage::HalfOpen)? {
+            machine.handle_half_open(key, &entry);
         }
         machine.handle_walked(self.nanoseconds());
         machine.handle_denials(self.enforcer.denials()?.into_iter());

@@ -1,8 +1,8 @@
 //! Looks after the filter's programs, and closes the device when they are not where they should be.
 //!
-//! The kernel tells nobody of a program that is attached before ours, so it is asked twice a second,
-//! and whenever it reports a change of interfaces. Closing does not wait for the routes' actuator,
-//! which may be busy; it only keeps that one from opening again.
+//! The kernel tells nobody of a program that is attached before ours, so it is asked five times a
+//! second, and whenever it reports a change of interfaces. Closing does not wait for the routes'
+//! actuator, which may be busy; it only keeps that one from opening again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::net::Net;
 use crate::wg::Interface;
 
 /// A good part of the second within which a foreign program must be noticed is for closing.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(200);
 /// While something has to be put right.
 const SOON: Duration = Duration::from_millis(100);
 

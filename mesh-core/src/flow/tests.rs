@@ -97,6 +97,25 @@ fn a_flow_that_vanishes_has_ended_in_silence() {
 }
 
 #[test]
+fn one_way_flows_go_on_being_told_of_and_a_flood_of_them_is_not() {
+    let mut log = FlowLog::default();
+    log.handle_event(&event(EventKind::Opened, 514));
+    for bytes in [100, 200] {
+        log.handle_half_open(key(514), &entry(bytes, 0));
+        log.handle_half_open(key(515), &entry(bytes, 0));
+        log.handle_walked(40);
+    }
+    assert_eq!(
+        told(&mut log),
+        [
+            (Kind::Opened, [60, 0]),
+            (Kind::Active, [100, 50]),
+            (Kind::Active, [200, 50])
+        ]
+    );
+}
+
+#[test]
 fn a_revoked_flow_is_told_of_once_whoever_finds_it() {
     let mut log = FlowLog::default();
     log.handle_flow(key(22), &entry(100, 0));

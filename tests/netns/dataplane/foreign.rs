@@ -5,24 +5,54 @@
 use aya::Ebpf;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use mesh_agent::dataplane::probe;
 use mesh_tests::Host;
 
 /// TC_ACT_OK: ends the chain of a TCX hook.
 const PASS: i32 = 0;
 
 /// A foreign program on the ingress of a host's mesh interface; gone with the value.
-pub(super) struct Stranger(#[expect(dead_code, reason = "holds the link")] Ebpf);
+pub(super) struct Stranger<'a> {
+    host: &'a Host,
+    /// The priority of a clsact filter, where the kernel has no TCX.
+    priority: &'static str,
+    /// Holds the link.
+    program: Option<Ebpf>,
+}
 
-impl Stranger {
-    pub(super) fn before(host: &Host) -> Self {
-        Self::attach(host, LinkOrder::first())
+impl<'a> Stranger<'a> {
+    pub(super) fn before(host: &'a Host) -> Self {
+        Self::attach(host, LinkOrder::first(), "1")
     }
 
-    pub(super) fn behind(host: &Host) -> Self {
-        Self::attach(host, LinkOrder::last())
+    pub(super) fn behind(host: &'a Host) -> Self {
+        Self::attach(host, LinkOrder::last(), "2")
     }
 
-    fn attach(host: &Host, order: LinkOrder) -> Self {
+    fn attach(host: &'a Host, order: LinkOrder, priority: &'static str) -> Self {
+        let mut stranger = Self {
+            host,
+            priority,
+            program: None,
+        };
+        if probe::has_tcx() {
+            stranger.program = Some(Self::link(host, order));
+        } else {
+            // Matches everything, and has no action but to let it pass.
+            let program = ["bytecode", "1,6 0 0 4294967295,", "flowid", "1:1"];
+            stranger.filter("add", &program);
+        }
+        stranger
+    }
+
+    fn filter(&self, verb: &str, program: &[&str]) {
+        let mut arguments = vec!["filter", verb, "dev", "mesh0", "ingress", "protocol", "all"];
+        arguments.extend(["pref", self.priority, "handle", "1", "bpf"]);
+        arguments.extend(program);
+        self.host.run("tc", &arguments).unwrap();
+    }
+
+    fn link(host: &Host, order: LinkOrder) -> Ebpf {
         let mut ebpf = Ebpf::load(&object(PASS)).unwrap();
         host.inside(|| {
             let program: &mut SchedClassifier =
@@ -34,7 +64,15 @@ impl Stranger {
                 .unwrap();
         })
         .unwrap();
-        Self(ebpf)
+        ebpf
+    }
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        if self.program.take().is_none() {
+            self.filter("del", &[]);
+        }
     }
 }
 

@@ -75,7 +75,8 @@ fn in_container<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Whether somebody answers a datagram within a second.
+/// Whether somebody answers a datagram within a second. A socket asks one question: the answer to an
+/// earlier one may come late.
 fn is_answered(socket: &UdpSocket, to: IpAddr, port: u16) -> bool {
     socket
         .set_read_timeout(Some(Duration::from_millis(100)))
@@ -106,14 +107,14 @@ fn what_is_forwarded_is_judged_and_what_is_allowed_works() {
     host.run("nft", &[&rules(address("operator"))]).unwrap();
 
     // Out of the container, as the node.
-    let inside = in_container(host, || UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+    let inside = || in_container(host, || UdpSocket::bind(("0.0.0.0", 0)).unwrap());
     let works = until("the container reaches what the node may", SOON, || {
-        is_answered(&inside, address("operator"), 9001)
+        is_answered(&inside(), address("operator"), 9001)
     });
     works.unwrap_or_else(|error| panic!("{error:#}\n{}", mesh.logs()));
     let before = node.dropped("no rule", "egress").unwrap();
     assert!(
-        !is_answered(&inside, address("operator"), 9002),
+        !is_answered(&inside(), address("operator"), 9002),
         "nobody may open this"
     );
     assert!(node.dropped("no rule", "egress").unwrap() > before);
@@ -152,12 +153,9 @@ fn what_is_forwarded_is_judged_and_what_is_allowed_works() {
     });
 
     // From a neighbour on the underlay, by the ports that the node hands on.
-    let outside = socket(&neighbour);
-    assert!(is_answered(&outside, host.v4().into(), 7001), "handed on");
-    assert!(
-        !is_answered(&outside, host.v4().into(), 7002),
-        "not allowed"
-    );
+    let outside = |port| is_answered(&socket(&neighbour), host.v4().into(), port);
+    assert!(outside(7001), "handed on");
+    assert!(!outside(7002), "not allowed");
 
     // And not past the mesh to the node's own mesh address.
     let route = format!("{}/32", address("node"));
@@ -166,6 +164,6 @@ fn what_is_forwarded_is_judged_and_what_is_allowed_works() {
         .run("ip", &["route", "add", &route, "via", &via])
         .unwrap();
     let before = node.dropped("guarded", "ingress").unwrap();
-    assert!(!is_answered(&outside, address("node"), 9000));
+    assert!(!is_answered(&socket(&neighbour), address("node"), 9000));
     assert!(node.dropped("guarded", "ingress").unwrap() > before);
 }

@@ -1,7 +1,7 @@
 //! Filters of a clsact qdisc, where the kernel has no TCX.
 //!
-//! Priority and handle are fixed, so that a filter is replaced by naming both again. No filter runs
-//! before ours but one that took the same priority earlier: the kernel gives out no smaller one.
+//! Priority and handle are fixed, so that a filter is replaced by naming both again. There is no
+//! smaller priority, but of programs that share one the newest runs first.
 
 use std::io;
 use std::mem;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_common::packet::{self, Slice};
 use mesh_common::verdict::complete;
 use mesh_common::{Direction, RuleId, decide};
@@ -13,11 +13,14 @@ use mesh_core::dataplane::why::Answer;
 use super::{Engine, Filter};
 
 impl Filter {
-    /// Established flows.
-    pub fn flows(&self) -> Vec<(FlowKey, FlowEntry)> {
+    /// Flows of one stage.
+    pub fn flows(&self, stage: Stage) -> Vec<(FlowKey, FlowEntry)> {
         let engine = self.engine();
-        let flows = engine.established.iter();
-        flows.map(|(key, entry)| (*key, *entry)).collect()
+        let flows = match stage {
+            Stage::Established => &engine.established,
+            Stage::HalfOpen => &engine.half_open,
+        };
+        flows.iter().map(|(key, entry)| (*key, *entry)).collect()
     }
 
     /// Denied packets, counted.
