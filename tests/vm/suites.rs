@@ -26,8 +26,6 @@ pub(crate) enum Suite {
     Dataplane,
     /// What the demo asserts of a whole mesh, with the kernel's WireGuard.
     Demo,
-    /// An agent's life under traffic, on a device that goes on without the agent.
-    Dataplane,
 }
 
 impl Suite {
@@ -62,10 +60,10 @@ impl Suite {
             },
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),
-                arguments: &[],
+                arguments: &["--show-output"],
                 filter: Some("dataplane"),
                 environment: &[("MESH_BACKEND", "kernel")],
-                limit_seconds: 1800,
+                limit_seconds: 3600,
             },
             Self::Demo => Recipe {
                 program: Program::Release("mesh-demo"),
@@ -73,12 +71,6 @@ impl Suite {
                 filter: None,
                 environment: &[],
                 limit_seconds: 1800,
-            },
-            Self::Dataplane => Recipe {
-                program: Program::Test("netns"),
-                arguments: &["dataplane", "--show-output"],
-                environment: &[("MESH_BACKEND", "kernel")],
-                limit_seconds: 3600,
             },
         }
     }
