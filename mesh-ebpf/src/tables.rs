@@ -4,6 +4,7 @@
 //! the policy in between makes the entry stale, never wrong.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -153,8 +154,18 @@ pub fn load(peer: u32) -> Option<*mut PeerLoad> {
     if let Some(load) = PEER_LOAD.get_ptr_mut(&peer) {
         return Some(load);
     }
-    let none = PeerLoad::default();
-    let _ = PEER_LOAD.insert(&peer, &none, u64::from(BPF_NOEXIST));
+    let mut none = MaybeUninit::<PeerLoad>::uninit();
+    // Word by word: a call of memset would be one frame too many where each takes 32 bytes of the 512
+    // at least (Linux 6.1).
+    // SAFETY: the words of a variable that we hold alone, and all of them.
+    let none = unsafe {
+        let words = none.as_mut_ptr().cast::<u64>();
+        for word in 0..size_of::<PeerLoad>() / 8 {
+            words.add(word).write_volatile(0);
+        }
+        none.assume_init_ref()
+    };
+    let _ = PEER_LOAD.insert(&peer, none, u64::from(BPF_NOEXIST));
     PEER_LOAD.get_ptr_mut(&peer)
 }
 
