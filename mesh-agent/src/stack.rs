@@ -104,9 +104,10 @@ enum End {
 /// Raises a stack whenever there is a plan, until `stop`.
 pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationToken) {
     let mut planned = false;
+    let mut left = is_left(&settings);
     loop {
         let wanted = ports.plans.borrow_and_update().is_some();
-        if !wanted {
+        if !wanted && !std::mem::take(&mut left) {
             if std::mem::take(&mut planned) {
                 let _ = ports.told.send(Told::TornDown).await;
             }
@@ -117,6 +118,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
             continue;
         }
         planned = true;
+        left = false;
         let raised = enforcer::raise(&settings).await;
         let failure = raised.as_ref().err().map(not_ready);
         let told = Told::Condition("InterfaceNotReady", failure);
@@ -137,6 +139,13 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
             }
         }
     }
+}
+
+/// Whether an agent before us left its device. Where there is no plan, it was told to take it away and
+/// died before it could.
+fn is_left(settings: &Settings) -> bool {
+    let mut pins = std::fs::read_dir(&settings.pin_dir).into_iter().flatten();
+    index_of(&settings.interface).is_some() && pins.next().is_some()
 }
 
 /// What was applied is applied no more.
@@ -277,14 +286,14 @@ fn spawn(
 /// Waits for the end of a stack.
 async fn watch_over(interface: &Interface, ports: &mut Ports, stop: &CancellationToken) -> End {
     loop {
+        if ports.plans.borrow_and_update().is_none() {
+            return End::Down;
+        }
         tokio::select! {
             () = stop.cancelled() => return End::Stop,
             changed = ports.plans.changed() => {
                 if changed.is_err() {
                     return End::Stop;
-                }
-                if ports.plans.borrow_and_update().is_none() {
-                    return End::Down;
                 }
             }
             changed = ports.around.changed() => {

@@ -152,6 +152,10 @@ impl State {
             state.session.handle_up(None, now);
         }
         state.settle(now);
+        if state.desired.is_none() {
+            // Said all the same: an agent that was told to leave may have died before its device went.
+            state.outputs.push_back(Output::Desired(None));
+        }
         state
     }
 

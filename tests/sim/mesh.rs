@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mesh_agent::control::accept;
 use mesh_api::v1;
+use mesh_core::agent::Standing;
 use mesh_core::control::{Enroll, Failure, Hello, Membership, Notice, Transmit};
 use mesh_core::key::{NodeKey, ProofContext};
 use mesh_core::netmap::build;
@@ -198,6 +199,12 @@ impl Simulation {
         self.reachable = true;
         for agent in 0..self.agents.len() {
             self.cut(agent);
+            // A machine that was told that it is no node has stopped asking: a restored world may
+            // know it again, and then somebody says `mesh up` there.
+            if self.agents[agent].state.standing(self.now) == Standing::Stopped {
+                let now = self.now;
+                self.agents[agent].up(None, now);
+            }
         }
         self.run(REST);
     }

@@ -223,6 +223,19 @@ fn a_restored_backup_starts_a_new_epoch_that_all_follow() {
 }
 
 #[test]
+fn whom_a_restored_world_knows_again_needs_no_new_key() {
+    let mut mesh = settled(2);
+    mesh.back_up();
+    mesh.delete(0);
+    mesh.run(Duration::from_secs(1));
+    assert!(mesh.agents[0].state.netmap().is_none());
+    mesh.restore();
+    mesh.heal();
+    mesh.check_at_rest(&model(&mesh));
+    assert_eq!(mesh.agents[0].state.netmap().unwrap().peers.len(), 1);
+}
+
+#[test]
 fn a_restarted_coordinator_has_everybody_back_within_half_a_minute() {
     let mut mesh = settled(32);
     mesh.set_reachable(false);
