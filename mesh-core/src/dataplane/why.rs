@@ -17,6 +17,7 @@ use crate::{Identity, RuleId};
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const ICMPV6: u8 = 58;
 
 /// A flow that somebody might open.
@@ -64,6 +65,8 @@ impl Question {
                 segment
             }
             UDP => vec![from_high, from_low, high, low, 0, 8, 0, 0],
+            // Ports, verification tag, checksum (RFC 9260, section 3.1).
+            SCTP => vec![from_high, from_low, high, low, 0, 0, 0, 1, 0, 0, 0, 0],
             ICMP | ICMPV6 => vec![low, 0, 0, 0, from_high, from_low, 0, 1],
             _ => vec![0; 8],
         };
@@ -170,7 +173,8 @@ mod tests {
             (v6, UDP, 53, Kind::Datagram),
             (v4, ICMP, 8, Kind::EchoRequest),
             (v6, ICMPV6, 128, Kind::EchoRequest),
-            (v4, 132, 0, Kind::Single),
+            (v4, SCTP, 5_060, Kind::Datagram),
+            (v4, 47, 0, Kind::Datagram),
         ] {
             let question = question(addresses, proto, port);
             let packet = question.packet(1_000);
