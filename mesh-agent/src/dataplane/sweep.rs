@@ -12,6 +12,7 @@ use mesh_common::flow::{FlowEntry, FlowKey};
 
 use super::clock;
 use super::tables::{ApplyError, Kernel};
+use super::walk::bounded;
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;
@@ -61,7 +62,7 @@ fn sweep(
 ) -> Result<usize, ApplyError> {
     let mut over = Vec::new();
     let mut stand = 0;
-    for flow in flows.iter() {
+    for flow in bounded(flows) {
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
         if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
             over.push(key);

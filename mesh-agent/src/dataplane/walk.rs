@@ -31,8 +31,8 @@ impl Kernel {
             .map_err(ApplyError::at("read a denial"))
     }
 
-    /// Ends the flows that `tables`, the policy in force, no longer allow: each gets the tombstone that its next
-    /// packet would have left, and is told of. A tombstone grants nothing, so nothing is lost if a
+    /// Ends the flows that `tables`, the policy in force, no longer allow: each gets the tombstone that
+    /// its next packet would have left, and is told of. A tombstone grants nothing, so nothing is lost if a
     /// packet is being judged meanwhile.
     pub(super) fn review(
         &mut self,
@@ -69,7 +69,8 @@ const ONLY_THERE: u64 = 2;
 /// Twice what the largest table holds.
 const MOST_STEPS: usize = 1 << 21;
 
-fn bounded<K: aya::Pod, V: aya::Pod>(
+/// Every entry, and no more steps than it could take.
+pub(super) fn bounded<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
 ) -> impl Iterator<Item = Result<(K, V), aya::maps::MapError>> {
     map.iter().take(MOST_STEPS)
