@@ -78,12 +78,7 @@ fn the_interface_goes_down_without_leaving_anything() {
         })
     };
     let rules = || ["-4", "-6"].map(|family| a.run("ip", &[family, "rule"]).unwrap());
-    // The underlay's link-local address has a route of its own once it is no longer on trial.
-    mesh_tests::until("the underlay is settled", SOON, || {
-        let on_trial = a.run("ip", &["-6", "addr", "show", "tentative"]);
-        on_trial.unwrap().trim().is_empty()
-    })
-    .unwrap();
+    settle(&a);
     let before = (list("route"), rules());
     let mut left = Node::new(&a, 1);
     assert_ne!(before, (list("route"), rules()));
@@ -176,6 +171,7 @@ fn local_addresses_are_the_underlays_and_changes_are_noticed() {
     };
     let own: BTreeSet<IpAddr> = a.underlay_addresses().into();
     assert_eq!(local(), own);
+    settle(&a);
 
     let mut monitor = a
         .inside(|| runtime().block_on(async { monitor().unwrap() }))
@@ -191,4 +187,14 @@ fn local_addresses_are_the_underlays_and_changes_are_noticed() {
     let quiet = runtime()
         .block_on(async { tokio::time::timeout(Duration::from_secs(1), monitor.changed()).await });
     assert!(quiet.is_err(), "reported once");
+}
+
+/// Waits for the underlay's link-local address: once it is no longer on trial (RFC 4862, section 5.4)
+/// it has a route of its own, and the kernel tells of both.
+fn settle(host: &Host) {
+    mesh_tests::until("the underlay is settled", SOON, || {
+        let on_trial = host.run("ip", &["-6", "addr", "show", "tentative"]);
+        on_trial.unwrap().trim().is_empty()
+    })
+    .unwrap();
 }
