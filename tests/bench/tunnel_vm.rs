@@ -126,6 +126,7 @@ pub(crate) fn outside(options: &Options) -> Result<()> {
             ("/init".to_owned(), release.join("mesh-vm-init")),
             (at, own.clone()),
         ],
+        files: Vec::new(),
         object: target.join("ebpf/mesh-ebpf.o"),
     };
     guest.check()?;

@@ -136,6 +136,8 @@ pub struct Guest {
     pub steps: Vec<Step>,
     /// Where each goes inside, and where it lies; one of them is `/init`.
     pub programs: Vec<(String, PathBuf)>,
+    /// What programs read, likewise.
+    pub files: Vec<(String, PathBuf)>,
     /// The eBPF object.
     pub object: PathBuf,
 }
@@ -184,6 +186,9 @@ impl Guest {
         }
         for (at, source) in &self.programs {
             tree.program(at, source)?;
+        }
+        for (at, source) in &self.files {
+            tree.file(at, source);
         }
         tree.file(OBJECT, &self.object);
         let environment = [

@@ -53,9 +53,9 @@ impl Suite {
             },
             Self::Ebpf => Recipe {
                 program: Program::Test("ebpf"),
-                arguments: &[],
+                arguments: &["--show-output"],
                 filter: None,
-                environment: &[],
+                environment: &[("MESH_POLICY_CASES", CASES)],
                 limit_seconds: 1800,
             },
             Self::Dataplane => Recipe {
@@ -93,6 +93,9 @@ enum Program {
     /// it over.
     Release(&'static str),
 }
+
+/// Where recorded policy cases lie inside.
+const CASES: &str = "/policy-cases";
 
 const RELEASE: &[&str] = &["mesh-agent", "mesh", "mesh-coordinator", "mesh-dns-helper"];
 
@@ -138,10 +141,13 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
             }
         };
         command.extend(recipe.arguments.iter().copied().map(str::to_owned));
+        let mut environment: BTreeMap<_, _> = owned(recipe.environment);
+        // Decides whether what is missing is a failure.
+        environment.extend(env::var("CI").map(|value| ("CI".to_owned(), value)));
         steps.push(Step {
             name: name.to_owned(),
             command,
-            environment: owned(recipe.environment),
+            environment,
             limit_seconds: recipe.limit_seconds,
         });
     }
@@ -151,10 +157,30 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
     let guest = Guest {
         steps,
         programs,
+        files: cases()?,
         object,
     };
     guest.check()?;
     Ok(guest)
+}
+
+/// The recorded policy cases, if they are anywhere: they are no part of the checkout.
+fn cases() -> Result<Vec<(String, PathBuf)>> {
+    let folder = env::var_os("MESH_POLICY_CASES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/policy-cases"),
+        PathBuf::from,
+    );
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let files = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+    files
+        .map(|file| {
+            let file = file.context("read the policy cases")?;
+            let at = format!("{CASES}/{}", file.file_name().display());
+            Ok((at, file.path()))
+        })
+        .collect()
 }
 
 /// Builds test targets of this package; their programs by their names.
