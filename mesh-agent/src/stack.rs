@@ -6,7 +6,7 @@
 //! its programs pinned, and its successor adopts both. Only `mesh down` takes the device away.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ enum End {
 /// Raises a stack whenever there is a plan, until `stop`.
 pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationToken) {
     let mut planned = false;
-    let mut left = is_left(&settings);
+    let mut left = is_left(&settings.interface, &settings.pin_dir);
     loop {
         let wanted = ports.plans.borrow_and_update().is_some();
         if !wanted && !std::mem::take(&mut left) {
@@ -143,9 +143,9 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
 
 /// Whether an agent before us left its device. Where there is no plan, it was told to take it away and
 /// died before it could.
-fn is_left(settings: &Settings) -> bool {
-    let mut pins = std::fs::read_dir(&settings.pin_dir).into_iter().flatten();
-    index_of(&settings.interface).is_some() && pins.next().is_some()
+fn is_left(interface: &str, pin_dir: &Path) -> bool {
+    let mut pins = std::fs::read_dir(pin_dir).into_iter().flatten();
+    index_of(interface).is_some() && pins.next().is_some()
 }
 
 /// What was applied is applied no more.
@@ -367,5 +367,21 @@ fn open_options(settings: &Settings, filter: Option<wg::Filter>) -> wg::OpenOpti
         fwmark: routes::FWMARK,
         filter,
         uapi_dir: settings.uapi_dir.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_left;
+
+    #[test]
+    fn a_device_is_left_where_both_it_and_its_pins_are() {
+        let pins = tempfile::tempdir().unwrap();
+        let missing = pins.path().join("missing");
+        assert!(!is_left("lo", &missing), "no folder");
+        assert!(!is_left("lo", pins.path()), "a device of somebody else's");
+        std::fs::write(pins.path().join("mesh_in"), "").unwrap();
+        assert!(is_left("lo", pins.path()));
+        assert!(!is_left("no-such-device", pins.path()), "no device");
     }
 }
