@@ -31,14 +31,14 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where database, key and marker live
+    /// Where database, key and marker live [default: /var/lib/mesh-coordinator]
     #[arg(long, value_name = "DIR", env = "MESH_COORDINATOR_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Address that nodes connect to
+    /// Address that nodes connect to [default: [::]:41700]
     #[arg(long, value_name = "ADDR", env = "MESH_COORDINATOR_LISTEN")]
     pub listen: Option<SocketAddr>,
     /// HOST or HOST:PORT under which nodes reach this coordinator; the first goes into the join
-    /// string
+    /// string [default: the address of --listen, unless it is every one]
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -47,28 +47,28 @@ pub struct Settings {
     )]
     #[serde(default)]
     pub advertise: Vec<String>,
-    /// Unix socket of the admin API
+    /// Unix socket of the admin API [default: /run/mesh-coordinator/admin.sock]
     #[arg(long, value_name = "PATH", env = "MESH_COORDINATOR_SOCKET")]
     pub socket: Option<PathBuf>,
     /// Group whose members may use the admin API, besides root and the coordinator's own user
     #[arg(long, value_name = "GROUP", env = "MESH_COORDINATOR_ADMIN_GROUP")]
     pub admin_group: Option<String>,
-    /// Loopback address of /metrics and /readyz
+    /// Loopback address of /metrics and /readyz [default: 127.0.0.1:41780]
     #[arg(long, value_name = "ADDR", env = "MESH_COORDINATOR_METRICS")]
     pub metrics: Option<SocketAddr>,
-    /// MagicDNS domain of the mesh; fixed by the first start
+    /// MagicDNS domain of the mesh; fixed by the first start [default: mesh.internal]
     #[arg(long, value_name = "DOMAIN", env = "MESH_COORDINATOR_DOMAIN")]
     pub domain: Option<String>,
-    /// IPv4 pool of the mesh; fixed by the first start
+    /// IPv4 pool of the mesh; fixed by the first start [default: 100.64.0.0/10]
     #[arg(long, value_name = "CIDR", env = "MESH_COORDINATOR_POOL_V4")]
     pub pool_v4: Option<Ipv4Net>,
-    /// Seconds after which an ephemeral node that is gone is deleted
+    /// Seconds after which an ephemeral node that is gone is deleted [default: 300]
     #[arg(long, value_name = "SECONDS", env = "MESH_COORDINATOR_EPHEMERAL_GRACE")]
     pub ephemeral_grace: Option<u64>,
-    /// How log lines are written to standard error
+    /// How log lines are written to standard error [default: text]
     #[arg(long, value_enum, env = "MESH_COORDINATOR_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Which log lines are written: a level, or a filter as of tracing-subscriber
+    /// Which log lines are written: a level, or a filter as of tracing-subscriber [default: info]
     #[arg(long, value_name = "FILTER", env = "MESH_COORDINATOR_LOG")]
     pub log: Option<String>,
 }
