@@ -190,7 +190,9 @@ pub enum TableOp {
     /// Into the policy that is not in use.
     SetRow(PolicyPrefix, PolicyEntry),
     RemoveRow(PolicyPrefix),
-    /// The other policy comes into use, as a whole.
+    /// Waits until no packet is under way that was begun before.
+    Settle,
+    /// The other policy comes into use, as a whole, and nobody uses the old one any more.
     Swap,
     Identify(Prefix, IdentityEntry),
     Forget(Prefix),
@@ -211,9 +213,15 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
     );
     let rows = rows(observed, desired);
     let swaps = !rows.is_empty();
+    ops.extend(rows);
+    let moved: Vec<Prefix> = moved(observed, desired).collect();
+    // A packet asks for two numbers and then for rows. Whoever has the old number of one must not get
+    // the new one of the other, nor new rows.
+    if moved.len() > 1 || (swaps && !moved.is_empty()) {
+        ops.extend(moved.into_iter().map(TableOp::Blank));
+        ops.push(TableOp::Settle);
+    }
     if swaps {
-        ops.extend(moved(observed, desired).map(TableOp::Blank));
-        ops.extend(rows);
         ops.push(TableOp::Swap);
     }
     // The longest first: a wide prefix must not speak for a narrow one that is still to come.

@@ -214,6 +214,7 @@ impl Kernel {
                         return Err(step("write a row of the policy")(error));
                     }
                 }
+                TableOp::Settle => self.settle()?,
                 TableOp::Swap => self.swap(&ops, desired)?,
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => {
@@ -252,6 +253,20 @@ impl Kernel {
         }
         self.shadow = Some(shadow);
         Ok(())
+    }
+
+    /// The kernel waits for all programs that run when the policy is set, even to what it is.
+    ///
+    /// That of an earlier agent cannot be named, so an empty one takes its place until the swap, and new
+    /// flows are denied meanwhile: some milliseconds, where numbers have changed while no agent ran.
+    fn settle(&mut self) -> Result<(), ApplyError> {
+        let step = ApplyError::at("wait for packets under way");
+        match &self.active {
+            Some(active) => self.outer.set(0, active, 0),
+            None => Policy::create(maps::POLICY_CAPACITY, NO_PREALLOC)
+                .and_then(|empty| self.outer.set(0, &empty, 0)),
+        }
+        .map_err(step)
     }
 
     fn swap(&mut self, ops: &[TableOp], desired: &Tables) -> Result<(), ApplyError> {

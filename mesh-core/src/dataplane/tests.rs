@@ -215,6 +215,7 @@ fn execute(tables: &mut Tables, shadow: &mut BTreeMap<PolicyPrefix, PolicyEntry>
         TableOp::RemoveRow(prefix) => {
             shadow.remove(prefix);
         }
+        TableOp::Settle => {}
         TableOp::Swap => std::mem::swap(shadow, &mut tables.rows),
         TableOp::Identify(prefix, entry) => {
             tables.identities.insert(*prefix, *entry);
@@ -232,15 +233,14 @@ fn execute(tables: &mut Tables, shadow: &mut BTreeMap<PolicyPrefix, PolicyEntry>
     }
 }
 
-/// May a packet between these addresses pass, and if not, is one of them nobody?
-fn passes(tables: &Tables, remote: IpAddr, local: IpAddr, flow: &Flow) -> Option<bool> {
-    let (remote, local) = (tables.identity(remote), tables.identity(local));
-    if !remote.is_known() || !local.is_known() {
+/// May a packet pass between those behind two addresses? If not, is one of them nobody?
+fn passes(tables: &Tables, remote: Identity, local: Identity, flow: &Flow) -> Option<bool> {
+    if remote == Identity::UNKNOWN || local == Identity::UNKNOWN {
         return None;
     }
     let flow = Flow {
-        remote: remote.identity,
-        local: local.identity,
+        remote,
+        local,
         ..*flow
     };
     Some(matches!(ask(tables, &flow), Some((Action::Accept, _))))
@@ -275,20 +275,69 @@ proptest! {
         remote in 0_u8..6, local in 0_u8..6,
     ) {
         let (from, to) = (tables(&from), tables(&to));
-        let remote = Ipv4Addr::new(100, 64, 0, remote).into();
-        let local = Ipv4Addr::new(100, 64, 0, local).into();
-        let (before, after) = (passes(&from, remote, local, &flow), passes(&to, remote, local, &flow));
+        let ends = [remote, local].map(|last| IpAddr::from(Ipv4Addr::new(100, 64, 0, last)));
+        let who = |tables: &Tables| ends.map(|end| tables.identity(end).identity);
+        let allowed = |tables: &Tables| {
+            let [remote, local] = who(tables);
+            passes(tables, remote, local, &flow) == Some(true)
+        };
+        let either = allowed(&from) || allowed(&to);
         let mut now = from.clone();
         let mut shadow = from.rows.clone();
+        // What packets know that are under way: some only the remote end, some both. Between two of
+        // its questions any time may pass.
+        let mut halves = BTreeSet::from([who(&now)[0]]);
+        let mut wholes = BTreeSet::from([who(&now)]);
         for op in reconcile(&from, &to) {
             execute(&mut now, &mut shadow, &op);
-            let here = passes(&now, remote, local, &flow);
-            prop_assert!(
-                here != Some(true) || before == Some(true) || after == Some(true),
-                "passes after {:?}, neither before nor when done", op
-            );
+            let [remote, local] = who(&now);
+            if matches!(op, TableOp::Settle) {
+                halves.clear();
+                wholes.clear();
+            }
+            halves.insert(remote);
+            wholes.extend(halves.iter().map(|remote| [*remote, local]));
+            for [remote, local] in &wholes {
+                prop_assert!(
+                    either || passes(&now, *remote, *local, &flow) != Some(true),
+                    "passes after {:?}, neither before nor when done", op
+                );
+            }
+            if matches!(op, TableOp::Swap) {
+                halves = BTreeSet::from([remote]);
+                wholes = BTreeSet::from([[remote, local]]);
+            }
         }
     }
+}
+
+/// Between a peer's old number and this node's new one the rows may say what they never said of the two.
+#[test]
+fn both_ends_of_a_packet_are_renumbered_at_once() {
+    let named = |remote, local| {
+        let identity = |identity| IdentityEntry {
+            identity: Identity(identity),
+            flags: 0,
+            peer: 1,
+        };
+        let host = |last| Prefix {
+            len: 128,
+            address: IpAddr::from([100, 64, 0, last]).into(),
+        };
+        Tables {
+            identities: [(host(1), identity(local)), (host(2), identity(remote))].into(),
+            ..Tables::default()
+        }
+    };
+    let kinds = |ops: Vec<TableOp>| -> Vec<_> {
+        let blank = |op: &TableOp| matches!(op, TableOp::Blank(_));
+        let before: Vec<_> = ops.iter().take_while(|op| blank(op)).collect();
+        let settles = matches!(ops.get(before.len()), Some(TableOp::Settle));
+        vec![before.len(), usize::from(settles), ops.len()]
+    };
+    let from = named(20, 16);
+    assert_eq!(kinds(reconcile(&from, &named(21, 17))), [2, 1, 5]);
+    assert_eq!(kinds(reconcile(&from, &named(21, 16))), [0, 0, 1]);
 }
 
 #[test]
