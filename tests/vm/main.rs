@@ -7,11 +7,17 @@
 mod report;
 mod suites;
 
-use std::{env, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use mesh_tests::vm::Kernel;
+use mesh_tests::vm::{Guest, Kernel};
 use report::Report;
 use suites::Suite;
 
@@ -45,28 +51,44 @@ fn main() -> Result<ExitCode> {
     let cache = target.join("vm");
     let guest = suites::build(&options.suites, options.filter.as_deref(), &target)?;
 
-    let mut closing = Vec::new();
-    let mut passed = true;
-    for series in &options.kernels {
-        let start = Instant::now();
-        let kernel = Kernel::newest(series, &cache)?;
-        let mut report = Report::default();
-        let success = guest.boot(&kernel, &cache, &mut |line| {
-            println!("{series} | {line}");
-            report.read(line);
-        })?;
-        passed &= success;
-        let seconds = start.elapsed().as_secs();
-        closing.extend(report.closing(&kernel.release, success, seconds));
-    }
-    for line in closing {
+    let machines = options
+        .kernels
+        .iter()
+        .map(|series| Ok((series, Kernel::newest(series, &cache)?)))
+        .collect::<Result<Vec<_>>>()?;
+    // All at once: most of their time they wait for timers of their own.
+    let results = thread::scope(|scope| {
+        let running: Vec<_> = machines
+            .iter()
+            .map(|(series, kernel)| scope.spawn(|| run(series, kernel, &guest, &cache)))
+            .collect();
+        let ended = running.into_iter().map(|machine| {
+            machine
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        ended.collect::<Result<Vec<_>>>()
+    })?;
+    for line in results.iter().flat_map(|(closing, _)| closing) {
         println!("{line}");
     }
-    Ok(if passed {
+    Ok(if results.iter().all(|(_, success)| *success) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// One kernel from boot to end: what to say of it, and whether all passed.
+fn run(series: &str, kernel: &Kernel, guest: &Guest, cache: &Path) -> Result<(Vec<String>, bool)> {
+    let start = Instant::now();
+    let mut report = Report::default();
+    let success = guest.boot(kernel, cache, &mut |line| {
+        println!("{series} | {line}");
+        report.read(line);
+    })?;
+    let seconds = start.elapsed().as_secs();
+    Ok((report.closing(&kernel.release, success, seconds), success))
 }
 
 /// Cargo's target folder; this program lies in its `debug/deps`.
