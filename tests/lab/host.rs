@@ -23,6 +23,8 @@ pub enum User {
     Root,
     /// A user of its own with the five capabilities of the agent's systemd unit.
     Agent,
+    /// Likewise, on a host that keeps eBPF to itself.
+    AgentWithoutBpf,
     /// A user of its own without any capability.
     Coordinator,
 }
@@ -31,7 +33,8 @@ pub enum User {
 pub(crate) const AGENT_ID: u32 = 64_321;
 pub(crate) const COORDINATOR_ID: u32 = 64_322;
 
-const AGENT_CAPABILITIES: &str = "+net_admin,+bpf,+perfmon,+net_raw,+net_bind_service";
+const NET_CAPABILITIES: &str = "+net_admin,+net_raw,+net_bind_service";
+const BPF_CAPABILITIES: &str = "+bpf,+perfmon";
 
 #[derive(Debug)]
 pub struct Host {
@@ -131,10 +134,14 @@ impl Host {
             .args(["env", PATH]);
         match user {
             User::Root => {}
-            User::Agent => {
+            User::Agent | User::AgentWithoutBpf => {
                 command.args(privileges(AGENT_ID));
+                let mut capabilities = format!("-all,{NET_CAPABILITIES}");
+                if user == User::Agent {
+                    capabilities = format!("{capabilities},{BPF_CAPABILITIES}");
+                }
                 for set in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
-                    command.args([set, &format!("-all,{AGENT_CAPABILITIES}")]);
+                    command.args([set, &capabilities]);
                 }
             }
             User::Coordinator => {

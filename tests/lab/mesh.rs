@@ -51,10 +51,28 @@ impl Mesh {
 
     /// Four nodes, one of each role, connected and with the policy enforced.
     pub fn of_roles(lab: Lab, policy: &str, backend: Backend) -> Result<Self> {
+        Self::of_users(lab, policy, backend, |_| User::Agent)
+    }
+
+    /// Likewise, the sandbox alone with programs in the kernel: the others may not load any, and
+    /// judge in process. They have the sandbox's packets judged even when its programs are disarmed.
+    pub fn in_process(lab: Lab, policy: &str) -> Result<Self> {
+        Self::of_users(lab, policy, Backend::Auto, |role| match role {
+            "sandbox" => User::Agent,
+            _ => User::AgentWithoutBpf,
+        })
+    }
+
+    fn of_users(
+        lab: Lab,
+        policy: &str,
+        backend: Backend,
+        user: impl Fn(&str) -> User,
+    ) -> Result<Self> {
         let mut mesh = Self::new(lab, backend)?;
         mesh.nodes = ROLES
             .iter()
-            .map(|role| Node::start(mesh.lab.host(role)?, backend))
+            .map(|role| Node::start_as(user(role), mesh.lab.host(role)?, backend))
             .collect::<Result<_>>()?;
         for node in &mesh.nodes {
             let key = mesh.coordinator.key(&Key::one_off().tag(node.name()))?;

@@ -12,5 +12,6 @@
 mod dataplane;
 mod deploy;
 mod dns;
+mod in_process;
 mod laboratory;
 mod mesh;

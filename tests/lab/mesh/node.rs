@@ -28,6 +28,7 @@ pub struct Node {
     pub helper: Process,
     pub host: Host,
     backend: Backend,
+    user: User,
 }
 
 /// WireGuard's port of every node.
@@ -39,13 +40,19 @@ const START: Duration = Duration::from_secs(5);
 impl Node {
     /// An agent that belongs to no mesh yet.
     pub fn start(host: Host, backend: Backend) -> Result<Self> {
+        Self::start_as(User::Agent, host, backend)
+    }
+
+    /// Likewise, with these rights.
+    pub fn start_as(user: User, host: Host, backend: Backend) -> Result<Self> {
         let helper = Self::launch_helper(&host)?;
-        let agent = Self::launch(&host, backend)?;
+        let agent = Self::launch(&host, backend, user)?;
         let mut node = Self {
             agent,
             helper,
             host,
             backend,
+            user,
         };
         node.wait_until_ready()?;
         Ok(node)
@@ -69,8 +76,8 @@ impl Node {
         Ok(helper)
     }
 
-    fn launch(host: &Host, backend: Backend) -> Result<Process> {
-        let mut command = host.command(User::Agent, "mesh-agent");
+    fn launch(host: &Host, backend: Backend, user: User) -> Result<Process> {
+        let mut command = host.command(user, "mesh-agent");
         command.arg("--state-dir").arg(host.folder().join("agent"));
         command.args(["--listen-port", &WIREGUARD_PORT.to_string()]);
         command.args([
@@ -138,7 +145,7 @@ impl Node {
 
     /// Starts the agent again after it has ended, whatever the reason.
     pub fn restart(&mut self) -> Result<()> {
-        self.agent = Self::launch(&self.host, self.backend)?;
+        self.agent = Self::launch(&self.host, self.backend, self.user)?;
         self.wait_until_ready()
     }
 

@@ -44,7 +44,16 @@ impl Field {
     /// Traffic runs, and what is denied is dropped by the node itself.
     pub(super) fn new() -> Self {
         let lab = Lab::of_release_build().unwrap();
-        let mesh = Mesh::of_roles(lab, &policy(), backend()).unwrap();
+        Self::of(Mesh::of_roles(lab, &policy(), backend()).unwrap())
+    }
+
+    /// Likewise, and the node may load no programs.
+    pub(super) fn in_process() -> Self {
+        let lab = Lab::of_release_build().unwrap();
+        Self::of(Mesh::in_process(lab, &policy()).unwrap())
+    }
+
+    fn of(mesh: Mesh) -> Self {
         let to = mesh.node("node").address(Family::V4).unwrap();
         let address = |name| mesh.node(name).address(Family::V4).unwrap();
         let (operator, sandbox) = (address("operator"), address("sandbox"));

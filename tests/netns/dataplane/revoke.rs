@@ -22,9 +22,9 @@ const CUT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(400);
 const PACE: Duration = Duration::from_millis(10);
 
-fn mesh() -> Mesh {
+fn mesh(policy: &str) -> Mesh {
     let lab = Lab::of_release_build().unwrap();
-    Mesh::of_roles(lab, &policy(), backend()).unwrap()
+    Mesh::of_roles(lab, policy, backend()).unwrap()
 }
 
 /// One datagram each way, and then nothing.
@@ -76,8 +76,7 @@ fn revoked(mesh: &Mesh, node: &str, source_port: u64) -> Option<Value> {
 }
 
 /// Both flows run; `commit` ends them, and the `witnesses` are nodes that tell of it.
-fn ends(witnesses: &[&str], commit: impl FnOnce(&mut Mesh)) {
-    let mut mesh = mesh();
+fn ends(mut mesh: Mesh, witnesses: &[&str], commit: impl FnOnce(&mut Mesh)) {
     let to = mesh.node("node").address(Family::V4).unwrap();
     let echo = [Kind::Tcp(22), Kind::Udp(PORT)];
     let _echo = Echo::start(&mesh.node("node").host, &echo).unwrap();
@@ -130,14 +129,23 @@ fn ends(witnesses: &[&str], commit: impl FnOnce(&mut Mesh)) {
 
 #[test]
 fn an_edit_ends_carrying_and_idle_flows_within_a_second() {
-    ends(&["node", "operator"], |mesh| {
+    ends(mesh(&policy()), &["node", "operator"], |mesh| {
+        mesh.coordinator.set_policy(NOTHING).unwrap();
+    });
+}
+
+#[test]
+fn an_edit_ends_flows_that_are_judged_in_process() {
+    let lab = Lab::of_release_build().unwrap();
+    let mesh = Mesh::in_process(lab, &policy()).unwrap();
+    ends(mesh, &["node", "operator"], |mesh| {
         mesh.coordinator.set_policy(NOTHING).unwrap();
     });
 }
 
 #[test]
 fn a_removed_node_loses_its_flows_within_a_second() {
-    ends(&["node"], |mesh| {
+    ends(mesh(&policy()), &["node"], |mesh| {
         drop(
             mesh.coordinator
                 .admin(&["node", "delete", "operator"])
@@ -148,7 +156,7 @@ fn a_removed_node_loses_its_flows_within_a_second() {
 
 #[test]
 fn a_lost_tag_ends_flows_within_a_second() {
-    ends(&["node", "operator"], |mesh| {
+    ends(mesh(&policy()), &["node", "operator"], |mesh| {
         let tags = ["node", "tag", "operator", "tag:sandbox"];
         mesh.coordinator.admin(&tags).map(drop).unwrap();
     });
@@ -156,7 +164,7 @@ fn a_lost_tag_ends_flows_within_a_second() {
 
 #[test]
 fn an_expired_node_key_ends_flows_within_a_second() {
-    ends(&["node"], |mesh| {
+    ends(mesh(&policy()), &["node"], |mesh| {
         drop(
             mesh.coordinator
                 .admin(&["node", "expire", "operator"])
@@ -164,6 +172,35 @@ fn an_expired_node_key_ends_flows_within_a_second() {
         );
     });
 }
+
+#[test]
+fn a_failed_posture_ends_flows_within_a_second() {
+    let policy = policy().replacen("\"acls\": [", POSTURES, 1);
+    // Of a node without the attribute the policy's own tests are not true yet.
+    let policy = policy.split("\"tests\"").next().unwrap().to_owned() + "}";
+    let lab = Lab::of_release_build().unwrap();
+    let mut mesh = Mesh::of_roles(lab, &policy, backend()).unwrap();
+    let attribute = |mesh: &Mesh, value: &str| {
+        let set = [
+            "node",
+            "attribute",
+            "set",
+            "operator",
+            "custom:managed",
+            value,
+        ];
+        mesh.coordinator.admin(&set).map(drop).unwrap();
+    };
+    attribute(&mesh, "true");
+    mesh.settle().unwrap();
+    ends(mesh, &["node", "operator"], |mesh| attribute(mesh, "false"));
+}
+
+/// Every rule is for managed nodes alone.
+const POSTURES: &str = r#"
+    "postures": {"posture:managed": ["custom:managed == true"]},
+    "defaultSrcPosture": ["posture:managed"],
+    "acls": ["#;
 
 /// Nobody reaches anybody; the tags have owners still.
 const NOTHING: &str = r#"{

@@ -19,14 +19,22 @@ fn flows(field: &Field, arguments: &[&str]) -> Vec<Value> {
 
 #[test]
 fn the_flow_log_says_who_was_let_in_by_which_line_and_who_was_not() {
-    let field = Field::new();
+    the_flow_log_tells_of(&Field::new());
+}
+
+#[test]
+fn the_flow_log_says_the_same_of_packets_judged_in_process() {
+    the_flow_log_tells_of(&Field::in_process());
+}
+
+fn the_flow_log_tells_of(field: &Field) {
     let find = |arguments: &[&str], kind: &str| {
         let found = eventually(WALKED, || {
-            let found = flows(&field, arguments);
+            let found = flows(field, arguments);
             let found = found.into_iter().rfind(|record| record["kind"] == kind);
             found.ok_or_else(|| anyhow::anyhow!("no record of kind {kind}"))
         });
-        found.unwrap_or_else(|error| panic!("{error:#}: {:#?}", flows(&field, &[])))
+        found.unwrap_or_else(|error| panic!("{error:#}: {:#?}", flows(field, &[])))
     };
     let opened = find(
         &["--peer", "operator", "--port", "9000", "--proto", "udp"],
@@ -50,7 +58,7 @@ fn the_flow_log_says_who_was_let_in_by_which_line_and_who_was_not() {
     assert_eq!(denied["reason"], "no rule");
     assert_eq!(denied["source"]["node"], "sandbox");
     assert!(denied["packets"].as_u64().unwrap() > 0, "{denied}");
-    assert!(flows(&field, &["--verdict", "allowed", "--peer", "sandbox"]).is_empty());
+    assert!(flows(field, &["--verdict", "allowed", "--peer", "sandbox"]).is_empty());
 
     // Nobody answers it, and it is told of all the same: it goes on.
     find(&["--peer", "operator", "--port", "9000"], "active");
@@ -60,7 +68,15 @@ fn the_flow_log_says_who_was_let_in_by_which_line_and_who_was_not() {
 
 #[test]
 fn the_kernel_and_the_policy_give_the_same_answer_to_why() {
-    let field = Field::new();
+    why_agrees_with_the_policy(&Field::new());
+}
+
+#[test]
+fn what_judges_in_process_and_the_policy_give_the_same_answer_to_why() {
+    why_agrees_with_the_policy(&Field::in_process());
+}
+
+fn why_agrees_with_the_policy(field: &Field) {
     let ask = |node: &str, source: &str, destination: &str| {
         let answer = field
             .mesh
@@ -89,7 +105,7 @@ fn the_kernel_and_the_policy_give_the_same_answer_to_why() {
         denied("unknown identity")
     );
     // And it was only a question.
-    assert!(flows(&field, &["--port", "9001"]).is_empty());
+    assert!(flows(field, &["--port", "9001"]).is_empty());
 }
 
 #[test]
