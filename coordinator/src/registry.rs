@@ -11,7 +11,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use mesh_core::ipam;
 use mesh_core::key::{MachinePublic, NodePublic};
-use mesh_core::node::{HostInfo, Name, Node, NodeId, Owner, UnixTime};
+use mesh_core::node::{Addresses, HostInfo, Name, Node, NodeId, Owner, UnixTime};
+use mesh_core::policy::{self, Subjects};
 use mesh_core::world::Pools;
 
 use crate::preauth::{KeyRefused, PreAuthKey, Presented};
@@ -117,14 +118,7 @@ pub fn enroll(draft: &mut Draft, request: Enrolment) -> Result<Arc<Node>, Refusa
             ..node.as_ref().clone()
         },
         None => {
-            let taken = draft
-                .world()
-                .nodes
-                .values()
-                .map(|n| n.addresses.v4)
-                .collect();
-            let addresses = ipam::allocate(&draft.world().mesh.pools, &taken)
-                .map_err(|full| Refusal::new(Fault::Exhausted, full.to_string()))?;
+            let addresses = allocate(draft, &key.owner)?;
             let wanted = match request.name.as_str() {
                 "" => request.host.hostname.as_str(),
                 name => name,
@@ -156,6 +150,27 @@ pub fn enroll(draft: &mut Draft, request: Enrolment) -> Result<Arc<Node>, Refusa
         ..key.as_ref().clone()
     });
     Ok(draft.put_node(node))
+}
+
+/// The addresses of a new node: from the policy's `ipPool` for its owner, else from what no pool
+/// sets aside.
+fn allocate(draft: &Draft, owner: &Owner) -> Result<Addresses, Refusal> {
+    let world = draft.world();
+    let allotment = policy::allotment(draft.document(), &Subjects::from(world), owner);
+    let taken = world.nodes.values().map(|node| node.addresses.v4).collect();
+    let found = ipam::allocate(&world.mesh.pools, &allotment.nets, &taken);
+    found.map_err(|full| {
+        let nets: Vec<String> = allotment.nets.iter().map(ToString::to_string).collect();
+        let words = match allotment.pooled {
+            true => format!(
+                "every address of the ipPool {} that the policy has for this node belongs to a \
+                 node: an administrator can widen it in \"nodeAttrs\"",
+                nets.join(", ")
+            ),
+            false => full.to_string(),
+        };
+        Refusal::new(Fault::Exhausted, words)
+    })
 }
 
 fn find_key(draft: &Draft, secret: &Presented) -> Result<Arc<PreAuthKey>, KeyRefused> {

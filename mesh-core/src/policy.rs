@@ -34,6 +34,7 @@ mod ipset;
 mod ipsets;
 mod kinds;
 mod peers;
+mod pools;
 mod ports;
 mod posture;
 mod problem;
@@ -56,6 +57,7 @@ pub use explain::{
 };
 pub use format::format;
 pub use hujson::MAX_SIZE;
+pub use pools::{Allotment, allotment};
 pub use problem::{Problem, Problems, Span};
 pub use resolve::{Subjects, tells_apart};
 pub use ssh::SshRule;

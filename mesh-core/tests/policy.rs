@@ -636,7 +636,11 @@ fn what_stands_where_it_may_not_is_refused() {
     );
     refused(
         r#""nodeAttrs": [{"target": ["*"], "ipPool": ["10.0.0.0/8"]}]"#,
-        "not within the mesh's",
+        "not within 100.64.0.0/10",
+    );
+    refused(
+        r#""nodeAttrs": [{"target": ["*"], "ipPool": ["fd7a:115c:a1e0::/64"]}]"#,
+        "the mesh's IPv4 addresses",
     );
     refused(
         r#""nodeAttrs": [{"target": ["*"], "ipPool": ["100.64.0.0/10"]}]"#,

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use mesh_core::ipam;
 use mesh_core::node::{AttributeName, AttributeValue, Epoch, Generation, MeshId, NodeId, Role};
 use mesh_core::policy::{
-    CompiledPolicy, Document, Explainer, Problem, SshAction, auto_approved, check, compile, format,
+    CompiledPolicy, Document, Explainer, Problem, SshAction, allotment, auto_approved, check,
+    compile, format,
 };
 use mesh_core::world::{self, World};
 
@@ -141,6 +143,13 @@ impl Example<'_> {
                     ["nothing"] => approved.is_empty(),
                     routes => approved == routes,
                 }
+            }
+            ["a", "node", "of", owner, "gets", address] => {
+                let owner = self.mesh.owner(owner);
+                let from = allotment(&self.document, &self.mesh.subjects(), &owner);
+                let taken = self.mesh.nodes.values().map(|node| node.addresses.v4);
+                let given = ipam::allocate(&self.mesh.pools, &from.nets, &taken.collect());
+                given.unwrap().v4.to_string() == address
             }
             [src, "ssh", dst, "as", login, verdict] => {
                 let rule = self

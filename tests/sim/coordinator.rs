@@ -106,8 +106,9 @@ impl Coordinator {
     fn add(&mut self, keys: &Keys, tag: usize) -> NodeId {
         let id = NodeId(self.next);
         self.next += 1;
+        let pools = &self.world.mesh.pools;
         let taken = self.world.nodes.values().map(|node| node.addresses.v4);
-        let addresses = ipam::allocate(&self.world.mesh.pools, &taken.collect()).unwrap();
+        let addresses = ipam::allocate(pools, &[pools.v4], &taken.collect()).unwrap();
         let name = Name::parse("node").unwrap().unique(&self.world.names());
         let tag = Tag::parse(&format!("tag:t{tag}")).unwrap();
         let node = Node {

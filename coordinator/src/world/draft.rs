@@ -21,7 +21,8 @@ pub struct Draft {
     pub now: UnixTime,
     world: World,
     keys: BTreeMap<KeyId, Arc<PreAuthKey>>,
-    policy: Option<(Arc<PolicyText>, Arc<Document>)>,
+    policy: Option<Arc<PolicyText>>,
+    document: Arc<Document>,
     pub(super) next_id: u64,
     pub(super) writes: Vec<Write>,
     /// Something changed that policy looks at.
@@ -40,12 +41,12 @@ enum Offers {
 
 impl Draft {
     pub(super) fn of(current: &Current, now: UnixTime) -> Self {
-        let policy = current.policy.clone();
         Self {
             now,
             world: current.world.clone(),
             keys: current.keys.clone(),
-            policy: policy.map(|text| (text, current.document.clone())),
+            policy: current.policy.clone(),
+            document: current.document.clone(),
             next_id: current.next_id,
             writes: Vec::new(),
             stale_policy: false,
@@ -71,7 +72,12 @@ impl Draft {
     }
 
     pub fn policy(&self) -> Option<&Arc<PolicyText>> {
-        self.policy.as_ref().map(|(text, _)| text)
+        self.policy.as_ref()
+    }
+
+    /// What is in force, whoever set it.
+    pub fn document(&self) -> &Document {
+        &self.document
     }
 
     /// A number that nothing in this mesh ever had.
@@ -148,10 +154,11 @@ impl Draft {
 
     pub fn put_policy(&mut self, text: PolicyText, document: Arc<Document>) -> Arc<PolicyText> {
         let text = Arc::new(text);
-        if let Some((before, _)) = &self.policy {
+        if let Some(before) = &self.policy {
             self.writes.push(Write::KeepPolicy(before.clone()));
         }
-        self.policy = Some((text.clone(), document));
+        self.policy = Some(text.clone());
+        self.document = document;
         self.offers = Offers::Everybodys;
         self.stale_policy = true;
         self.touched = Touched::Everything;
@@ -162,9 +169,7 @@ impl Draft {
     /// Approves the routes that the policy lets their nodes have without an administrator. What was
     /// approved before stays: a policy takes nothing back.
     pub(super) fn approve_offers(&mut self) {
-        let Some((_, document)) = self.policy.clone() else {
-            return;
-        };
+        let document = Arc::clone(&self.document);
         let offers = std::mem::replace(&mut self.offers, Offers::Of(BTreeSet::new()));
         let nodes = match offers {
             Offers::Everybodys => self.world.nodes.keys().copied().collect(),
@@ -190,17 +195,17 @@ impl Draft {
     pub(super) fn finish(self, current: &Current, to: Generation) -> Current {
         let mut world = self.world;
         world.generation = to;
-        let (policy, document) = match self.policy {
-            Some((text, document)) => (Some(text), document),
-            None => (None, current.document.clone()),
-        };
         let nodes_changed = self
             .writes
             .iter()
             .any(|write| matches!(write, Write::PutNode(_) | Write::DeleteNode(_)));
         let compiled = if self.stale_policy {
             let prev = Some(current.compiled.as_ref());
-            Arc::new(policy::compile(&document, &Subjects::from(&world), prev))
+            Arc::new(policy::compile(
+                &self.document,
+                &Subjects::from(&world),
+                prev,
+            ))
         } else {
             current.compiled.clone()
         };
@@ -218,8 +223,8 @@ impl Draft {
             },
             world,
             keys: self.keys,
-            policy,
-            document,
+            policy: self.policy,
+            document: self.document,
             compiled,
             next_id: self.next_id,
         }

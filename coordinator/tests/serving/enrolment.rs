@@ -106,6 +106,83 @@ async fn names_are_made_safe_and_a_clash_gets_a_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_gets_an_address_of_its_pool_and_keeps_it() {
+    let policy = |pool: &str| {
+        format!(
+            r#"{{"tagOwners": {{"tag:node": []}}, "grants": [],
+            "nodeAttrs": [{{"target": ["tag:node"], "ipPool": ["{pool}"]}}]}}"#
+        )
+    };
+    let coordinator = Coordinator::start().await;
+    let secret = coordinator.key(true).await;
+    let (agent, _session) = coordinator.agent(&secret, "before").await;
+    coordinator
+        .set_policy(&policy("100.64.0.0/31"))
+        .await
+        .unwrap();
+    // .1 is taken, and .0 is the mesh's own.
+    let late = Agent::make();
+    let mut link = late.connect(&coordinator.join()).await;
+    let refused = link.enroll(&late, &secret, "late").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(
+        refused
+            .message()
+            .contains("every address of the ipPool 100.64.0.0/31"),
+        "{refused}"
+    );
+    coordinator
+        .set_policy(&policy("100.90.0.8/30"))
+        .await
+        .unwrap();
+    link.enroll(&late, &secret, "late").await.unwrap();
+
+    // All at once, and no address twice.
+    let crowd = (0..4).map(|_| {
+        let (secret, join) = (secret.clone(), coordinator.join());
+        tokio::spawn(async move {
+            let agent = Agent::make();
+            agent
+                .connect(&join)
+                .await
+                .enroll(&agent, &secret, "crowd")
+                .await
+        })
+    });
+    let mut enrolled = 0;
+    for one in crowd.collect::<Vec<_>>() {
+        enrolled += usize::from(one.await.unwrap().is_ok());
+    }
+    assert_eq!(enrolled, 3);
+    let other = v1::CreateKeyRequest {
+        tags: vec!["tag:other".to_owned()],
+        ..v1::CreateKeyRequest::default()
+    };
+    let mut admin = coordinator.admin().await;
+    let other = admin.create_key(other).await.unwrap().into_inner().secret;
+    coordinator.agent(&other, "other").await;
+    link = agent.connect(&coordinator.join()).await;
+    link.enroll(&agent, &secret, "before").await.unwrap();
+    let nodes = coordinator.nodes().await;
+    let mut addresses: Vec<_> = nodes
+        .iter()
+        .map(|node| node.addresses[0].as_str())
+        .collect();
+    addresses.sort();
+    assert_eq!(
+        addresses,
+        [
+            "100.64.0.1",
+            "100.64.0.2",
+            "100.90.0.10",
+            "100.90.0.11",
+            "100.90.0.8",
+            "100.90.0.9"
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_enrolment_whose_answer_was_lost_can_be_asked_again() {
     let coordinator = Coordinator::start().await;
     let secret = coordinator.key(false).await;

@@ -23,7 +23,7 @@ pub fn auto_approved(document: &Document, subjects: &Subjects<'_>, node: &Node) 
     let named = |owners: &[Spanned<Selector>]| {
         owners
             .iter()
-            .any(|owner| resolver.extent(&owner.value).owns(node, user))
+            .any(|owner| resolver.extent(&owner.value).owns(&node.owner, user))
     };
     let approved = |route: &&IpNet| {
         if route.prefix_len() == 0 {

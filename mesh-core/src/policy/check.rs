@@ -281,8 +281,11 @@ fn ip_pool(pool: &Spanned<IpNet>, subjects: &Subjects<'_>, complaints: &mut Comp
     if overlaps(services) || reserved.any(overlaps) {
         let message = format!("IPPool({net}): network within reserved range");
         complaints.add(pool.span, message);
-    } else if !subjects.pools.each().iter().any(|pool| pool.contains(&net)) {
-        let message = format!("IPPool({net}): not within the mesh's own addresses");
+    } else if !IpNet::V4(subjects.pools.v4).contains(&net) {
+        let message = format!(
+            "IPPool({net}): not within {}, the mesh's IPv4 addresses",
+            subjects.pools.v4
+        );
         complaints.add(pool.span, message);
     }
 }

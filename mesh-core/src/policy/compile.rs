@@ -206,7 +206,7 @@ impl CompiledPolicy {
             Some(Extent::Posture(conditions)) => {
                 posture::holds(conditions, &posture::attributes(node))
             }
-            Some(extent) => extent.owns(node, self.user_of(node)),
+            Some(extent) => extent.owns(&node.owner, self.user_of(node)),
         }
     }
 

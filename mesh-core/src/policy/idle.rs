@@ -6,6 +6,7 @@
 
 use super::hujson::{self, Member, Node, Value};
 use super::problem::{Complaints, Problem};
+use super::selector::Selector;
 use super::syntax::Document;
 
 /// Sections that are read and do nothing.
@@ -109,13 +110,25 @@ fn node_attributes(entry: &Node, complaints: &mut Complaints) {
                 let message = format!("the attribute {name:?} has no effect: no agent knows it");
                 complaints.add(attribute.span, message);
             }
-        } else if named(field, "ipPool") {
-            let message = "\"ipPool\" has no effect: addresses come from the mesh's pool";
-            complaints.add(field.name_span, message);
+        } else if named(field, "target") && members(entry).iter().any(|f| named(f, "ipPool")) {
+            items(&field.node).for_each(|target| pool_target(target, complaints));
         } else if named(field, "app") {
             let message = "\"app\" has no effect: there are no app connectors";
             complaints.add(field.name_span, message);
         }
+    }
+}
+
+fn pool_target(target: &Node, complaints: &mut Complaints) {
+    let selector = text(target).map(Selector::parse);
+    if let Some(Ok(literal @ (Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_)))) =
+        selector
+    {
+        let message = format!(
+            "\"ipPool\" has no effect on {literal}: a node has no address yet when it is given one; \
+             name its owner"
+        );
+        complaints.add(target.span, message);
     }
 }
 
@@ -175,7 +188,7 @@ mod tests {
   "tagOwners": {"tag:rec": []},
   "nodeAttrs": [
     {"target": ["*"], "attr": ["funnel"]},
-    {"target": ["*"], "app": {"tailscale.com/app-connectors": []}, "ipPool": ["100.64.1.0/24"]},
+    {"target": ["100.64.0.7"], "app": {"tailscale.com/app-connectors": []}, "ipPool": ["100.64.1.0/24"]},
   ],
   "postures": {"posture:a": ["node:tsVersion >= '1.40'", "node:os == 'linux'", "custom:x IS SET"]},
   "ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"],
@@ -189,8 +202,8 @@ mod tests {
         2:65 "OneCGNATRoute" has no effect: only the mesh's own prefixes are routed
         3:3 "randomizeClientPort" has no effect: agents take the port of their settings
         6:32 the attribute "funnel" has no effect: no agent knows it
-        7:23 "app" has no effect: there are no app connectors
-        7:68 "ipPool" has no effect: addresses come from the mesh's pool
+        7:17 "ipPool" has no effect on 100.64.0.7: a node has no address yet when it is given one; name its owner
+        7:32 "app" has no effect: there are no app connectors
         9:30 nobody reports "node:tsVersion": it is never set; known are node:os, node:osVersion, node:kernel, node:meshVersion, node:firstSeen, ip:country and custom:NAME
         10:3 "ssh" has no effect yet: its rules are checked and tested, but no agent takes SSH sessions; those of the host's own server are a matter of port 22
         11:24 "recorder" has no effect: sessions are not recorded

@@ -15,7 +15,7 @@ use super::posture::Condition;
 use super::problem::Spanned;
 use super::selector::{Autogroup, Selector};
 use super::syntax::Document;
-use crate::node::{HostInfo, Node, NodeId, Role, Tag, User, UserId};
+use crate::node::{HostInfo, Node, NodeId, Owner, Role, Tag, User, UserId};
 use crate::world::{Pools, World};
 
 /// Whom a policy is about.
@@ -137,21 +137,21 @@ impl People {
 }
 
 impl Extent {
-    /// Whether a node's own addresses are meant, as far as its owner decides that.
-    pub(super) fn owns(&self, node: &Node, user: Option<&User>) -> bool {
+    /// Whether the own addresses of an owner's nodes are meant, as far as that decides it.
+    pub(super) fn owns(&self, owner: &Owner, user: Option<&User>) -> bool {
         match self {
             Self::Mesh | Self::Addresses(_) | Self::Behind(_) | Self::Posture(_) => false,
             Self::People(people) => user.is_some_and(|user| people.hold(user)),
-            Self::Tag(tag) => node.owner.tags().any(|own| own == tag),
-            Self::Member => node.owner.user().is_some(),
-            Self::Tagged => node.owner.user().is_none(),
+            Self::Tag(tag) => owner.tags().any(|own| own == tag),
+            Self::Member => owner.user().is_some(),
+            Self::Tagged => owner.user().is_none(),
         }
     }
 
     /// Whether the node is meant, by its owner or by one of its addresses.
     pub(super) fn covers(&self, node: &Node, user: Option<&User>, ground: &Ground) -> bool {
         let mut addresses = node.addresses.prefixes().into_iter();
-        self.owns(node, user) || addresses.any(|address| self.holds(address, ground))
+        self.owns(&node.owner, user) || addresses.any(|address| self.holds(address, ground))
     }
 
     /// Whether the prefix is meant as such, whoever has it.

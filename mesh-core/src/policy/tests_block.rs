@@ -194,7 +194,7 @@ impl Runner<'_> {
                 nodes
                     .flat_map(|node| {
                         let user = self.compiled.user_of(node);
-                        let owned = extent.owns(node, user);
+                        let owned = extent.owns(&node.owner, user);
                         let meant = move |address: &IpAddr| {
                             owned || extent.holds((*address).into(), &self.compiled.ground)
                         };

@@ -173,7 +173,7 @@ impl Explainer<'_> {
 
     fn means(&self, selector: &Selector, address: IpAddr, node: Option<&Node>) -> bool {
         let extent = self.resolver.extent(selector);
-        node.is_some_and(|node| extent.owns(node, self.user(node)))
+        node.is_some_and(|node| extent.owns(&node.owner, self.user(node)))
             || extent.holds(IpNet::from(address), &self.compiled.ground)
     }
 
