@@ -39,6 +39,7 @@ mod ports;
 mod posture;
 mod problem;
 mod resolve;
+mod room;
 mod rules;
 mod selector;
 mod slab;

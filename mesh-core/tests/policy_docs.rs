@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use mesh_core::ipam;
-use mesh_core::node::{AttributeName, AttributeValue, Epoch, Generation, MeshId, NodeId, Role};
+use mesh_core::node::{AttributeName, AttributeValue, NodeId, Role};
 use mesh_core::policy::{
     CompiledPolicy, Document, Explainer, Problem, SshAction, allotment, auto_approved, check,
     compile, format,
 };
-use mesh_core::world::{self, World};
+use mesh_core::world::World;
 
 mod support;
 
@@ -236,7 +236,7 @@ fn every_example_of_the_page_is_so() {
         }
         let example = Example {
             mesh: &mesh,
-            world: world(&mesh),
+            world: mesh.world(),
             compiled: compile(&document, &mesh.subjects(), None),
             warnings: document.warnings(),
             document,
@@ -251,18 +251,4 @@ fn every_example_of_the_page_is_so() {
     }
     assert!(examples >= 20, "only {examples} examples were found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-fn world(mesh: &Mesh) -> World {
-    World {
-        mesh: Arc::new(world::Mesh {
-            id: MeshId([1; 16]),
-            domain: "mesh.internal".to_owned(),
-            pools: mesh.pools,
-        }),
-        epoch: Epoch(1),
-        generation: Generation(1),
-        users: mesh.users.clone(),
-        nodes: mesh.nodes.clone(),
-    }
 }

@@ -1,15 +1,12 @@
 //! What people are told of a policy: why a flow is allowed or not, who can, what a change changes.
 #![expect(clippy::unwrap_used, reason = "tests panic freely")]
 
-use std::sync::Arc;
-
 use insta::assert_snapshot;
-use mesh_core::node::{Epoch, Generation, MeshId, NodeId};
+use mesh_core::node::NodeId;
 use mesh_core::policy::{
     Answer, Document, Explainer, Way, compile, diff, diff_answer, explain_own, what_can_i_reach,
     who_can_reach_me,
 };
-use mesh_core::world;
 
 mod support;
 
@@ -46,25 +43,11 @@ fn mesh() -> Mesh {
     mesh
 }
 
-fn world(mesh: &Mesh) -> world::World {
-    world::World {
-        mesh: Arc::new(world::Mesh {
-            id: MeshId([1; 16]),
-            domain: "mesh.internal".to_owned(),
-            pools: mesh.pools,
-        }),
-        epoch: Epoch(1),
-        generation: Generation(1),
-        users: mesh.users.clone(),
-        nodes: mesh.nodes.clone(),
-    }
-}
-
 fn ask(question: impl FnOnce(&Explainer<'_>) -> Answer) -> String {
     let mesh = mesh();
     let document = Document::parse(POLICY).unwrap().in_file("policy.hujson");
     let compiled = compile(&document, &mesh.subjects(), None);
-    let world = world(&mesh);
+    let world = mesh.world();
     question(&Explainer::new(&world, &document, &compiled))
         .lines
         .join("\n")
@@ -78,7 +61,7 @@ fn refused(src: &str, dst: &str) -> String {
     let mesh = mesh();
     let document = Document::parse(POLICY).unwrap();
     let compiled = compile(&document, &mesh.subjects(), None);
-    let world = world(&mesh);
+    let world = mesh.world();
     let explainer = Explainer::new(&world, &document, &compiled);
     explainer.explain(src, dst).unwrap_err().to_string()
 }
@@ -240,7 +223,7 @@ fn a_node_answers_for_itself_and_for_nobody_else() {
     let mesh = mesh();
     let document = Document::parse(POLICY).unwrap().in_file("policy.hujson");
     let compiled = compile(&document, &mesh.subjects(), None);
-    let world = world(&mesh);
+    let world = mesh.world();
     let map = |id| mesh_core::netmap::build::build(&world, &compiled, NodeId(id)).unwrap();
     let (ann, db) = (map(1), map(3));
     let shown = |answer: Answer| answer.lines.join("\n");
@@ -294,7 +277,7 @@ fn a_node_answers_for_itself_and_for_nobody_else() {
 #[test]
 fn a_change_of_logins_is_said_too() {
     let mesh = mesh();
-    let world = world(&mesh);
+    let world = mesh.world();
     let compiled = |ssh: &str| {
         let text =
             format!("{{\"acls\": [], \"tagOwners\": {{\"tag:db\": []}},\n\"ssh\": [\n{ssh}]}}");
@@ -319,7 +302,7 @@ fn a_change_of_logins_is_said_too() {
 #[test]
 fn a_change_is_said_as_who_gains_and_who_loses() {
     let mesh = mesh();
-    let world = world(&mesh);
+    let world = mesh.world();
     let compiled = |text: &str| {
         let document = Document::parse(text).unwrap().in_file("policy.hujson");
         let compiled = compile(&document, &mesh.subjects(), None);

@@ -101,6 +101,9 @@ fn measure(rules: usize, options: &Options, report: &mut Report) -> Result<()> {
         large.then_some(FULL_BAR),
     );
     drop(policy);
+    let (room, took) = times(options.runs, |_| loaded.room(&document))?;
+    report.times(name("look whether every node has room"), &took, None);
+    room?;
 
     entries(&document, &world, &loaded, &name, report)?;
     let changed = Changes {

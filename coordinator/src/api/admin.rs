@@ -166,6 +166,7 @@ impl Admin {
     }
 
     async fn put_policy(&self, new: NewPolicy) -> Answer<v1::Policy> {
+        policy::fits(self.world.current(), new.text.clone(), new.file.clone()).await?;
         let policy = self
             .change(move |draft| admin::set_policy(draft, new))
             .await?;
@@ -523,9 +524,8 @@ impl v1::admin_server::Admin for Admin {
     ) -> Answer<v1::CheckPolicyResponse> {
         let v1::CheckPolicyRequest { text, file } = request.into_inner();
         let current = self.world.current();
-        let checked = tokio::task::spawn_blocking(move || {
-            policy::check(&current.world, &text, &file_name(file))
-        });
+        let checked =
+            tokio::task::spawn_blocking(move || policy::check(&current, &text, &file_name(file)));
         let checked = checked.await;
         checked
             .map(Response::new)

@@ -10,7 +10,6 @@ use mesh_core::policy::{
     self, Answer, CompiledPolicy, Document, Explainer, Problem, Problems, Subjects, Unanswerable,
     Way,
 };
-use mesh_core::world::World;
 use tonic::Status;
 
 use crate::registry::admin;
@@ -42,13 +41,15 @@ pub async fn ask(
 }
 
 /// What is wrong with a text, and what of it has no effect.
-pub fn check(world: &World, text: &str, file: &str) -> v1::CheckPolicyResponse {
+pub fn check(current: &Current, text: &str, file: &str) -> v1::CheckPolicyResponse {
     let problem = |problem: &Problem| v1::PolicyProblem {
         line: problem.line,
         column: problem.column,
         message: problem.message.clone(),
     };
-    let (problems, warnings) = match admin::check_policy(world, text, file) {
+    let checked = admin::check_policy(&current.world, text, file);
+    let checked = checked.and_then(|document| room(current, &document).map(|()| document));
+    let (problems, warnings) = match checked {
         Ok(document) => (Vec::new(), document.warnings()),
         Err(problems) => (problems.iter().cloned().collect(), Vec::new()),
     };
@@ -56,6 +57,24 @@ pub fn check(world: &World, text: &str, file: &str) -> v1::CheckPolicyResponse {
         problems: problems.iter().map(problem).collect(),
         warnings: warnings.iter().map(problem).collect(),
     }
+}
+
+/// Whether every node's packet filter has room for its part.
+fn room(current: &Current, document: &Document) -> Result<(), Problems> {
+    let prev = Some(current.compiled.as_ref());
+    policy::compile(document, &Subjects::from(&current.world), prev).room(document)
+}
+
+/// Refuses what some node could not load. It is not asked while the writer decides, which would keep
+/// all others waiting; a node that comes in between and has no room says so itself.
+pub async fn fits(current: Arc<Current>, text: String, file: String) -> Result<(), Status> {
+    let look = move || match Document::parse(&text) {
+        Ok(document) => room(&current, &document).map_err(|problems| problems.in_file(&file)),
+        // Refused by the writer, with all else that is wrong with it.
+        Err(_) => Ok(()),
+    };
+    let fits = beside(look).await?;
+    fits.map_err(|problems| Status::invalid_argument(problems.to_string()))
 }
 
 /// Who gains and who loses what by a new policy, which need not be the one to be set.

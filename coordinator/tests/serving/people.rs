@@ -332,3 +332,33 @@ async fn what_has_no_effect_is_named_and_accepted() {
     assert_eq!(offline["warnings"][0]["line"], 3);
     ok(&c, &["policy", "set", &file]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_a_node_has_no_room_for_is_refused_before_any_node_is_told() {
+    let c = Coordinator::start().await;
+    let mut sessions = Vec::new();
+    for tag in ["tag:a", "tag:b", "tag:c"] {
+        let key = json(&c, &["key", "create", "--tag", tag]);
+        let name = tag.replace(':', "-");
+        sessions.push(c.agent(key["secret"].as_str().unwrap(), &name).await);
+    }
+    let ports: Vec<String> = (0..24_000).map(|n| (2 * n + 1).to_string()).collect();
+    let to = |tag: &str| format!("\"tag:{tag}:{}\"", ports.join(","));
+    let text = format!(
+        "{{\n\"tagOwners\": {{\"tag:a\": [], \"tag:b\": [], \"tag:c\": []}},\n\"acls\": [\n\
+         {{\"action\": \"accept\", \"src\": [\"autogroup:tagged\"], \"dst\": [{}, {}, {}]}}]}}\n",
+        to("a"),
+        to("b"),
+        to("c"),
+    );
+    let file = write(&c, "ports.hujson", &text);
+    let words = "the packet filter of tag-a (tag:a) would need 288012 rows and has room for 262144";
+    let checked = run(&c, &["policy", "check", &file]);
+    let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(
+        checked.contains(&format!("ports.hujson:4:1: {words}")),
+        "{checked}"
+    );
+    refused(&c, &["policy", "set", &file], words);
+    assert!(ok(&c, &["policy", "history"]).contains("no policy was ever set"));
+}

@@ -62,20 +62,22 @@ fn winner<'a>(
     policy: &NodePolicy,
     entries: impl Iterator<Item = &'a Entry>,
 ) -> Option<PolicyEntry> {
-    let first = entries.min_by_key(|entry| {
-        let line = policy
-            .rules
-            .get(&entry.rule)
-            .map_or(u32::MAX, |rule| rule.line);
-        (entry.action == Action::Accept, line, entry.rule)
-    })?;
-    Some(answer(first.action, first.rule))
+    entries.map(|entry| rank(policy, entry)).min().map(ranked)
 }
 
-fn answer(action: Action, rule: RuleId) -> PolicyEntry {
-    match action {
-        Action::Accept => PolicyEntry::accept(rule),
-        Action::Deny => PolicyEntry::deny(rule),
+/// Whether it accepts, the line that says so, the rule: the least of them wins.
+type Rank = (bool, u32, RuleId);
+
+fn rank(policy: &NodePolicy, entry: &Entry) -> Rank {
+    let line = policy.rules.get(&entry.rule);
+    let line = line.map_or(u32::MAX, |rule| rule.line);
+    (entry.action == Action::Accept, line, entry.rule)
+}
+
+fn ranked((accepts, _, rule): Rank) -> PolicyEntry {
+    match accepts {
+        true => PolicyEntry::accept(rule),
+        false => PolicyEntry::deny(rule),
     }
 }
 
@@ -91,17 +93,29 @@ struct Ports(BTreeMap<u32, Option<PolicyEntry>>);
 
 impl Ports {
     fn of(policy: &NodePolicy, about: &[(PortRange, &Entry)]) -> Self {
-        let mut starts = BTreeSet::from([0]);
-        for (range, _) in about {
-            starts.insert(u32::from(range.first));
-            starts.insert(u32::from(range.last) + 1);
+        // What begins and what ends where, in one walk over the ports: there may be thousands.
+        let mut turns: BTreeMap<u32, Vec<(bool, Rank)>> = BTreeMap::from([(0, Vec::new())]);
+        for (range, entry) in about.iter().filter(|(range, _)| range.first <= range.last) {
+            let (first, end) = (u32::from(range.first), u32::from(range.last) + 1);
+            let rank = rank(policy, entry);
+            turns.entry(first).or_default().push((true, rank));
+            turns.entry(end).or_default().push((false, rank));
         }
-        starts.remove(&0x1_0000);
-        let runs = starts.into_iter().map(|start| {
-            let holds = about
-                .iter()
-                .filter(|(range, _)| range.contains(start as u16));
-            (start, winner(policy, holds.map(|(_, entry)| *entry)))
+        turns.remove(&0x1_0000);
+        let mut holding: BTreeMap<Rank, usize> = BTreeMap::new();
+        let runs = turns.into_iter().map(|(start, turns)| {
+            for (begins, rank) in turns {
+                let count = holding.entry(rank).or_default();
+                match begins {
+                    true => *count += 1,
+                    false => *count -= 1,
+                }
+                if *count == 0 {
+                    holding.remove(&rank);
+                }
+            }
+            let first = holding.first_key_value();
+            (start, first.map(|(rank, _)| ranked(*rank)))
         });
         Self(runs.collect())
     }

@@ -133,6 +133,33 @@ impl CompiledPolicy {
 
     fn load(&self, kind: &Twins) -> Loaded {
         let mut loaded = Loaded::default();
+        self.each_pair(kind, |remote, local, direction, answers| {
+            for answer in answers.iter() {
+                let rule = self.rules.all[answer.rule].id;
+                let key = EntryKey {
+                    remote: remote.identity,
+                    local: local.identity,
+                    direction,
+                    proto: Some(answer.protocol),
+                    ports: answer.ports,
+                };
+                let entry = Entry {
+                    action: answer.action,
+                    rule,
+                };
+                loaded.entries.insert(key, entry);
+                loaded.rules.insert(rule, answer.rule);
+            }
+        });
+        loaded
+    }
+
+    /// What stands between each class that a kind has to do with and each of its own: remote, local.
+    pub(super) fn each_pair<'a>(
+        &'a self,
+        kind: &Twins,
+        mut told: impl FnMut(&'a Class, &'a Class, Direction, Rc<[Answer]>),
+    ) {
         let mut known = Known::default();
         // All classes of the peers, also those that everything is denied to, for a verdict names
         // its rule; its own, for two routers may stand before one subnet; and the world.
@@ -143,40 +170,11 @@ impl CompiledPolicy {
         for local in &kind.classes {
             for remote in remote.iter() {
                 let (local, remote) = (&self.classes[*local], &self.classes[remote]);
-                self.entries(remote, local, Direction::Ingress, &mut known, &mut loaded);
-                self.entries(remote, local, Direction::Egress, &mut known, &mut loaded);
+                let into = self.rules.answers_among(remote, local, &mut known);
+                told(remote, local, Direction::Ingress, into);
+                let out = self.rules.answers_among(local, remote, &mut known);
+                told(remote, local, Direction::Egress, out);
             }
-        }
-        loaded
-    }
-
-    fn entries(
-        &self,
-        remote: &Class,
-        local: &Class,
-        direction: Direction,
-        known: &mut Known,
-        loaded: &mut Loaded,
-    ) {
-        let answers = match direction {
-            Direction::Ingress => self.rules.answers_among(remote, local, known),
-            Direction::Egress => self.rules.answers_among(local, remote, known),
-        };
-        for answer in answers.iter() {
-            let rule = self.rules.all[answer.rule].id;
-            let key = EntryKey {
-                remote: remote.identity,
-                local: local.identity,
-                direction,
-                proto: Some(answer.protocol),
-                ports: answer.ports,
-            };
-            let entry = Entry {
-                action: answer.action,
-                rule,
-            };
-            loaded.entries.insert(key, entry);
-            loaded.rules.insert(rule, answer.rule);
         }
     }
 

@@ -216,6 +216,10 @@ impl Rules {
         }
     }
 
+    pub(super) fn span(&self, slot: RuleSlot) -> Span {
+        self.spots[slot].span
+    }
+
     pub(super) fn slots(&self) -> impl Iterator<Item = (RuleSlot, &Rule)> {
         self.order
             .iter()

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::netmap::{Action, NodePolicy};
+use mesh_core::dataplane::Tables;
+use mesh_core::netmap::{Action, NodePolicy, build};
 use mesh_core::node::{NodeId, UserId};
 use mesh_core::policy::{CompiledPolicy, Document, check, compile};
 use mesh_core::{Direction, Identity, RuleId};
@@ -167,6 +168,17 @@ proptest! {
                 let theirs = oracle::accepts(&scene, src, dst, proto, port);
                 prop_assert_eq!(ours, theirs, "{} -> {} {}/{}\n{}", src, dst, proto, port, scene.text());
             }
+        }
+    }
+
+    #[test]
+    fn rows_are_counted_as_the_packet_filter_has_them(scene in scene()) {
+        let policy = compiled(&scene);
+        let world = scene.mesh.world();
+        for node in live(&scene) {
+            let map = build::build(&world, &policy, node).unwrap();
+            let rows = Tables::of(&map, 1280).rows.len();
+            prop_assert_eq!(policy.rows(node), rows, "{} in\n{}", node, scene.text());
         }
     }
 

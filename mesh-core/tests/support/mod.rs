@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::node::{
-    Addresses, HostInfo, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User, UserId, UserName,
+    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime,
+    User, UserId, UserName,
 };
 use mesh_core::policy::{CompiledPolicy, Document, Problems, Subjects, check, compile};
-use mesh_core::world::Pools;
+use mesh_core::world::{self, Pools, World};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Mesh {
@@ -45,6 +46,20 @@ impl Mesh {
         };
         self.users.insert(id, Arc::new(user));
         id
+    }
+
+    pub(crate) fn world(&self) -> World {
+        World {
+            mesh: Arc::new(world::Mesh {
+                id: MeshId([1; 16]),
+                domain: "mesh.internal".to_owned(),
+                pools: self.pools,
+            }),
+            epoch: Epoch(1),
+            generation: Generation(1),
+            users: self.users.clone(),
+            nodes: self.nodes.clone(),
+        }
     }
 
     /// A node with the next addresses; the owner is a tag, or several, or a user's login.
