@@ -46,7 +46,7 @@ pub fn check(document: &Document, subjects: &Subjects<'_>) -> Result<(), Problem
         };
         names.defined(&selector, &mut complaints);
     }
-    if let Err(endless) = ipsets::resolve(document) {
+    if let Err(endless) = ipsets::resolve(document, subjects.pools) {
         complaints.add(endless.span, endless.message);
     }
     for posture in &document.default_posture {

@@ -62,6 +62,14 @@ fn section(member: &Member, complaints: &mut Complaints) {
         ssh(member, complaints);
     } else if is("nodeAttrs") {
         items(node).for_each(|entry| node_attributes(entry, complaints));
+    } else if is("autoApprovers") {
+        for services in members(node)
+            .iter()
+            .filter(|field| named(field, "services"))
+        {
+            let message = "\"services\" has no effect: this mesh has none";
+            complaints.add(services.name_span, message);
+        }
     } else if is("grants") {
         for app in items(node)
             .flat_map(members)
@@ -185,7 +193,7 @@ mod tests {
             r#"{
   "derpMap": {"OmitDefaultRegions": true}, "disableIPv4": true, "OneCGNATRoute": "",
   "randomizeClientPort": true,
-  "tagOwners": {"tag:rec": []},
+  "tagOwners": {"tag:rec": []}, "autoApprovers": {"services": {"svc:web": ["tag:rec"]}},
   "nodeAttrs": [
     {"target": ["*"], "attr": ["funnel"]},
     {"target": ["100.64.0.7"], "app": {"tailscale.com/app-connectors": []}, "ipPool": ["100.64.1.0/24"]},
@@ -201,6 +209,7 @@ mod tests {
         2:44 "disableIPv4" has no effect: every node has an IPv4 address
         2:65 "OneCGNATRoute" has no effect: only the mesh's own prefixes are routed
         3:3 "randomizeClientPort" has no effect: agents take the port of their settings
+        4:51 "services" has no effect: this mesh has none
         6:32 the attribute "funnel" has no effect: no agent knows it
         7:17 "ipPool" has no effect on 100.64.0.7: a node has no address yet when it is given one; name its owner
         7:32 "app" has no effect: there are no app connectors

@@ -1,4 +1,4 @@
-//! `ipsets`: named sets of addresses, made of addresses, hosts and each other.
+//! `ipsets`: named sets of addresses, made of addresses, hosts, the internet and each other.
 //!
 //! Sets may name sets, so a short text can describe a lot: depth and the number of prefixes that
 //! all sets together come to are bounded, and each set is worked out once.
@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
+use super::ground;
 use super::ipset::IpSet;
 use super::problem::Span;
-use super::selector::Selector;
+use super::selector::{Autogroup, Selector};
 use super::syntax::{Document, SetStep};
+use crate::world::Pools;
 
 /// How deep ip sets may be made of ip sets. A person does not follow more.
 const DEEPEST: usize = 8;
@@ -27,9 +29,10 @@ pub(super) struct Endless {
     pub(super) message: String,
 }
 
-pub(super) fn resolve(document: &Document) -> Result<IpSets, Endless> {
+pub(super) fn resolve(document: &Document, pools: &Pools) -> Result<IpSets, Endless> {
     let mut builder = Builder {
         document,
+        pools,
         done: IpSets::new(),
         prefixes: 0,
     };
@@ -56,6 +59,7 @@ enum TooMuch {
 
 struct Builder<'a> {
     document: &'a Document,
+    pools: &'a Pools,
     done: IpSets,
     prefixes: usize,
 }
@@ -85,6 +89,9 @@ impl Builder<'_> {
                 Selector::Host(host) => {
                     let host = document.hosts.get(host);
                     pending.extend(host.map(|host| host.value));
+                }
+                Selector::Autogroup(Autogroup::Internet) => {
+                    pending.extend(ground::internet(self.pools).prefixes());
                 }
                 Selector::IpSet(inner) => {
                     self.set(inner, depth + 1)?;

@@ -176,7 +176,7 @@ impl<'a> Resolver<'a> {
         Self {
             document,
             // `check` says what is wrong with sets that cannot be worked out.
-            ip_sets: ipsets::resolve(document).unwrap_or_default(),
+            ip_sets: ipsets::resolve(document, pools).unwrap_or_default(),
             internet: ground::internet(pools),
         }
     }

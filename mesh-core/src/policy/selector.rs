@@ -72,7 +72,7 @@ impl Selector {
             return Ok(Self::Any);
         }
         if let Some(domain) = text.strip_prefix("user:*@") {
-            return Ok(Self::Domain(domain.to_owned()));
+            return parse_domain(text, domain);
         }
         if text.contains('@') {
             return parse_user(text);
@@ -122,6 +122,17 @@ pub(super) fn parse_tag(text: &str) -> Result<Tag, String> {
     Tag::parse(text).map_err(|_| {
         format!("{text:?}: tag names must start with a letter, after 'tag:', and hold no spaces")
     })
+}
+
+/// `text` means everybody of `domain`.
+fn parse_domain(text: &str, domain: &str) -> Result<Selector, String> {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || c == '@' || c == '*';
+    match domain.is_empty() || domain.contains(odd) {
+        true => Err(format!(
+            "{text:?} names no domain: write \"user:*@example.com\""
+        )),
+        false => Ok(Selector::Domain(domain.to_owned())),
+    }
 }
 
 fn parse_user(text: &str) -> Result<Selector, String> {
@@ -259,6 +270,8 @@ mod tests {
         check("10.0.0.0/33", "invalid prefix length");
         check("10.0.0/8", "invalid IP address");
         check("o din@example.com", "not a user's login");
+        check("user:*@", "names no domain");
+        check("user:*@*", "names no domain");
     }
 
     #[test]

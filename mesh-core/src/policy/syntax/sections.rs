@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::super::hujson::{Node, Value};
 use super::super::posture::Condition;
 use super::super::problem::{Complaints, Spanned};
-use super::super::selector::Selector;
+use super::super::selector::{Autogroup, Selector};
 use super::decode::{self, Fields};
 use super::owner;
 
@@ -39,6 +39,8 @@ pub(super) fn auto_approvers(node: &Node, complaints: &mut Complaints) -> AutoAp
     }
     let exit_node = fields.take("exitNode", complaints);
     approvers.exit_node = decode::parsed(exit_node, "\"exitNode\"", complaints, owner);
+    // Services, which are the hosted service's alone.
+    fields.take("services", complaints);
     fields.finish(&["routes", "exitNode"], complaints);
     approvers
 }
@@ -122,11 +124,12 @@ fn set_step(text: &str) -> Result<SetStep, String> {
         _ => (true, text),
     };
     match Selector::parse(of)? {
-        selector @ (Selector::Prefix(_) | Selector::Host(_) | Selector::IpSet(_)) => {
-            Ok(SetStep { adds, selector })
-        }
+        selector @ (Selector::Prefix(_)
+        | Selector::Host(_)
+        | Selector::IpSet(_)
+        | Selector::Autogroup(Autogroup::Internet)) => Ok(SetStep { adds, selector }),
         _ => Err(format!(
-            "{text:?}: an ip set is made of addresses, CIDRs, hosts and other ip sets, each with \"add\" or \"remove\" before it"
+            "{text:?}: an ip set is made of addresses, CIDRs, hosts, autogroup:internet and other ip sets, each with \"add\" or \"remove\" before it"
         )),
     }
 }
