@@ -53,8 +53,8 @@ pub use check::check;
 pub use compile::{CompiledPolicy, compile};
 pub use diff::{Change, What, diff, diff_answer};
 pub use explain::{
-    Answer, AtEnd, Decision, Explainer, Explanation, Judged, Reach, Reason, Row, Unanswerable, Way,
-    explain_own, what_can_i_reach, who_can_reach_me,
+    Answer, AtEnd, Decision, Explainer, Explanation, Judged, Question, Reach, Reason, Row,
+    Unanswerable, Way, ask, explain_own, what_can_i_reach, who_can_reach_me,
 };
 pub use format::format;
 pub use hujson::MAX_SIZE;

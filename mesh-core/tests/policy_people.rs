@@ -4,8 +4,8 @@
 use insta::assert_snapshot;
 use mesh_core::node::NodeId;
 use mesh_core::policy::{
-    Answer, Document, Explainer, Way, compile, diff, diff_answer, explain_own, what_can_i_reach,
-    who_can_reach_me,
+    Answer, Document, Explainer, Question, Way, ask as ask_policy, compile, diff, diff_answer,
+    explain_own, what_can_i_reach, who_can_reach_me,
 };
 
 mod support;
@@ -187,7 +187,9 @@ fn a_ping_is_asked_about_by_its_name() {
 #[test]
 fn questions_that_make_no_sense_say_what_would() {
     assert_snapshot!(refused("nobody", "db-1:22"), @r#"no node and no host of the policy is called "nobody""#);
-    assert_snapshot!(refused("tag:none", "db-1:22"), @r"no node has tag:none");
+    assert_snapshot!(refused("tag:none", "db-1:22"), @r#"
+    no node has tag:none, and the policy does not define it
+    "#);
     assert_snapshot!(refused("group:none", "db-1:22"), @r"the policy has no group:none");
     assert_snapshot!(refused("db-1", "db-1:22"), @r"the two share no address family, or are the same node: nothing between them is judged");
     assert_snapshot!(refused("ann-laptop", "db-1"), @r#""db-1": it names no port; write DST:PORT/PROTO, such as db:5432/tcp, [fd7a::1]:53/udp or web/icmp"#);
@@ -331,4 +333,53 @@ fn a_change_is_said_as_who_gains_and_who_loses() {
     let back = diff(&world, (&new.0, &new.1), (&old.0, &old.1));
     assert_eq!(back.len(), changes.len());
     assert!(diff(&world, (&old.0, &old.1), (&old.0, &old.1)).is_empty());
+}
+
+/// In a mesh where only ann has a node.
+fn asked_early(question: Question<'_>) -> String {
+    let mut mesh = Mesh::default();
+    mesh.user("ann@example.com");
+    mesh.node("ann-laptop", "ann@example.com");
+    let document = Document::parse(POLICY).unwrap().in_file("policy.hujson");
+    let compiled = compile(&document, &mesh.subjects(), None);
+    match ask_policy(&mesh.world(), &document, &compiled, question) {
+        Ok(answer) => answer.lines.join("\n"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_nobody_has_yet_is_answered_for_one_who_had_it() {
+    let explain = |src, dst| asked_early(Question::Explain { src, dst });
+    assert_snapshot!(explain("ann-laptop", "tag:db:5432"), @r#"
+    no node has tag:db now: this is about an imagined one
+    ann-laptop (ann@example.com) -> imagined (tag:db) tcp/5432: allowed
+      egress at ann-laptop: allowed by policy.hujson:7  accept group:dev -> tag:db:tcp/5432
+      ingress at imagined: allowed by policy.hujson:7  accept group:dev -> tag:db:tcp/5432
+      it is allowed by policy.hujson:7 alone: take it from there, or add it to "denies"
+    "#);
+    assert_snapshot!(explain("tag:ops", "tag:db:5432"), @r#"
+    no node has tag:ops now: this is about an imagined one
+    no node has tag:db now: this is about an imagined one
+    imagined (tag:ops) -> imagined-1 (tag:db) tcp/5432: denied
+      egress at imagined: denied, for no rule allows it
+      ingress at imagined-1: denied, for no rule allows it
+      no rule has tag:ops as source and tcp/5432 to tag:db as destination
+      nearest: policy.hujson:8 allows tcp/22 ping there, not tcp/5432
+      nearest: policy.hujson:7 allows it to group:dev
+    "#);
+    assert_snapshot!(asked_early(Question::WhoCan { dst: "tag:db:22" }), @r#"
+    no node has tag:db now: this is about an imagined one
+    imagined (tag:db): nobody can
+    "#);
+    assert_snapshot!(asked_early(Question::WhatCan { src: "bob@example.com" }), @r#"
+    bob@example.com has no node now: this is about an imagined one
+    imagined (bob@example.com) can open nothing
+    "#);
+    assert_snapshot!(explain("tag:nothing", "ann-laptop:22"), @r#"
+    no node has tag:nothing, and the policy does not define it
+    "#);
+    assert_snapshot!(explain("printer2", "ann-laptop:22"), @r#"
+    no node and no host of the policy is called "printer2"
+    "#);
 }

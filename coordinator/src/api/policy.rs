@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use mesh_api::v1;
+use mesh_api::v1::policy_question::Explain;
 use mesh_core::policy::{
-    self, Answer, CompiledPolicy, Document, Explainer, Problem, Problems, Subjects, Unanswerable,
-    Way,
+    self, Answer, CompiledPolicy, Document, Problem, Problems, Question, Subjects, Unanswerable,
 };
 use tonic::Status;
 
@@ -21,17 +21,23 @@ pub async fn ask(
     question: v1::PolicyQuestion,
 ) -> Result<v1::PolicyAnswer, Status> {
     let answer = move || -> Result<Answer, Unanswerable> {
-        let explainer = Explainer::new(&current.world, &current.document, &current.compiled);
-        use v1::policy_question::Question;
-        Ok(match question.question {
-            Some(Question::Explain(flow)) => explainer.explain(&flow.src, &flow.dst)?.into(),
-            Some(Question::WhoCan(dst)) => explainer.who_can(&dst)?.answer(Way::WhoCan),
-            Some(Question::WhatCan(src)) => explainer.what_can(&src)?.answer(Way::WhatCan),
+        use v1::policy_question::Question as Asked;
+        let question = match &question.question {
+            Some(Asked::Explain(Explain { src, dst })) => Question::Explain { src, dst },
+            Some(Asked::WhoCan(dst)) => Question::WhoCan { dst },
+            Some(Asked::WhatCan(src)) => Question::WhatCan { src },
             None => {
                 let words = "a question that this coordinator does not know: update it";
                 return Err(Unanswerable::Malformed(words.to_owned()));
             }
-        })
+        };
+        let Current {
+            world,
+            document,
+            compiled,
+            ..
+        } = current.as_ref();
+        policy::ask(world, document, compiled, question)
     };
     let answer = beside(answer).await?.map_err(|error| match error {
         Unanswerable::Malformed(words) => Status::invalid_argument(words),

@@ -17,6 +17,7 @@ use crate::node::NodeId;
 
 mod ends;
 mod flow;
+mod imagine;
 mod own;
 mod reach;
 mod shown;
@@ -26,6 +27,7 @@ mod words;
 pub(super) use ends::End;
 pub use ends::{Explainer, Unanswerable};
 pub use flow::{AtEnd, Explanation, Judged, Reason};
+pub use imagine::{Question, ask};
 pub use own::{explain_own, what_can_i_reach, who_can_reach_me};
 pub(super) use reach::Opened;
 pub use reach::{Reach, Row};

@@ -121,10 +121,22 @@ impl<'a> Explainer<'a> {
             Selector::Host(name) => {
                 format!("no node and no host of the policy is called {name:?}")
             }
+            Selector::Tag(tag) if !self.document.tag_owners.contains_key(tag) => {
+                format!("no node has {tag}, and the policy does not define it")
+            }
             Selector::Tag(tag) => format!("no node has {tag}"),
-            Selector::User(_) | Selector::Domain(_) => format!("{selector} has no node"),
+            Selector::User(_) | Selector::Domain(_) | Selector::Idp(_) => {
+                format!("{selector} has no node")
+            }
             Selector::Group(name) if !self.document.groups.contains_key(name) => {
                 format!("the policy has no {name}")
+            }
+            Selector::Group(name) => match self.document.groups[name].value.is_empty() {
+                true => format!("{name} has no members"),
+                false => format!("nobody of {name} has a node"),
+            },
+            Selector::Autogroup(Autogroup::Member | Autogroup::Role(_)) => {
+                format!("nobody of {selector} has a node")
             }
             Selector::IpSet(name) if !self.document.ip_sets.contains_key(name) => {
                 format!("the policy has no {name}")
