@@ -157,7 +157,15 @@ impl Admin {
 
     /// One that was in force before.
     async fn policy_before(&self, version: u64) -> Result<PolicyText, Status> {
-        let found = self.world.policy(version).await.map_err(status)?;
+        let found = self.world.policy(version).await.map_err(|error| match error {
+            // Not what is in force, and its text is the operator's own: all is said.
+            ChangeError::Store(StoreError::Damaged(what)) => Status::data_loss(format!(
+                "policy version {version} is damaged in the database: {what}; the one in force is \
+                 not touched by it. Set the text again from your own copy, or put a backup from \
+                 before back with `mesh-coordinator db restore FILE`"
+            )),
+            error => status(error),
+        })?;
         found.ok_or_else(|| {
             Status::not_found(format!(
                 "policy version {version} is not kept; `mesh-coordinator policy history` shows those that are"

@@ -83,6 +83,36 @@ async fn versions_outlive_a_restart_and_the_oldest_are_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_damaged_says_so_and_what_to_do() {
+    let c = Coordinator::start().await;
+    for text in [POLICY, "{\"acls\": []}\n", "{}\n"] {
+        c.set_policy(text).await.unwrap();
+    }
+    let options =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(c.state("").join("coordinator.db"));
+    let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let edit = "UPDATE policy_history SET text = '{}' WHERE version = 1";
+    sqlx::raw_sql(edit).execute(&mut connection).await.unwrap();
+    sqlx::Connection::close(connection).await.unwrap();
+    for verb in [
+        &["policy", "get", "--version", "1"][..],
+        &["policy", "rollback", "1"],
+    ] {
+        refused(
+            &c,
+            verb,
+            "policy version 1 is damaged in the database: a row of policy_history does not have",
+        );
+        refused(&c, verb, "mesh-coordinator db restore FILE");
+    }
+    assert_eq!(ok(&c, &["policy", "get"]), "{}\n");
+    assert_eq!(
+        ok(&c, &["policy", "get", "--version", "2"]),
+        "{\"acls\": []}\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_is_checked_like_a_set() {
     let c = Coordinator::start().await;
     let (_, _a) = c.agent(&c.key(false).await, "a").await;
