@@ -244,6 +244,40 @@ async fn a_posture_that_begins_or_ceases_to_hold_is_judged_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_posture_that_a_node_no_longer_reports_is_taken_from_it_on_every_node() {
+    const PATCHED: &str = r#"{
+      "tagOwners": {"tag:node": []},
+      "postures": {"posture:patched": ["node:os == 'linux'", "node:kernel >= '6.1'"]},
+      "acls": [{"action": "accept", "proto": "tcp", "src": ["ann@example.org"],
+                "srcPosture": ["posture:patched"], "dst": ["tag:node:443"]}],
+    }"#;
+    let c = Coordinator::start().await;
+    c.set_policy(PATCHED).await.unwrap();
+    let (_, mut web) = c.agent(&c.key(false).await, "web").await;
+    let (ann, _unreported) = c.agent(&users_key(&c, "ann@example.org"), "laptop").await;
+    let mut link = ann.connect(&c.join()).await;
+    // The agent starts again, each time on another kernel.
+    for (kernel, patched) in [
+        ("6.12.9", true),
+        ("5.10.0", false),
+        ("6.1.0", true),
+        ("", false),
+    ] {
+        link.host = Some(v1::HostInfo {
+            hostname: "laptop".to_owned(),
+            os: "linux".to_owned(),
+            kernel: kernel.to_owned(),
+            ..v1::HostInfo::default()
+        });
+        let laptop = link.begin(&ann, None).await;
+        assert_eq!(sees(laptop.map(), "web"), patched, "{kernel}");
+        web.until(|map| sees(map, "laptop") == patched).await;
+        let entries = &web.map().policy.entries;
+        assert_eq!(entries.is_empty(), !patched, "{kernel}: {entries:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_people_are_outlives_a_restart() {
     let mut c = Coordinator::start().await;
     ok(

@@ -192,6 +192,7 @@ impl Agent {
                 addressee: None,
             },
             node_id: hello.node_id,
+            host: None,
             exporter,
             challenge,
         }
@@ -210,6 +211,8 @@ pub fn hello() -> v1::HelloRequest {
 pub struct Link {
     pub client: ControlClient<Channel>,
     pub node_id: Option<u64>,
+    /// What the next session reports of its host.
+    pub host: Option<v1::HostInfo>,
     verifier: Verifier,
     exporter: [u8; 32],
     challenge: NodePublic,
@@ -251,7 +254,7 @@ impl Link {
         let (outbox, messages) = mpsc::channel(16);
         let begin = v1::Begin {
             node: Some(self.proof(agent)),
-            host: None,
+            host: self.host.clone(),
             held: held.map(|map| v1::Held::from(&Held::of(map))),
         };
         let session = Session {
