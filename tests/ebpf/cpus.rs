@@ -1,31 +1,17 @@
 //! Several CPUs on one flow at once: what is counted is counted once, and nothing is lost.
 
 use mesh_core::Direction;
-use mesh_core::dataplane::Tables;
-use mesh_core::desired::MTU;
 
-use crate::kernel::Kernel;
-use crate::kinds;
+use crate::scene::*;
 
 const THREADS: u64 = 4;
 const RUNS: u32 = 100_000;
 
 #[test]
 fn packets_of_one_flow_on_every_cpu_are_all_counted() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&Tables::of(&kinds::netmap(), MTU));
-    let packet = kinds::tcp(Direction::Ingress, kinds::SYN);
-    assert!(kernel.run(Direction::Ingress, &packet).0);
-    assert!(
-        kernel
-            .run(
-                Direction::Egress,
-                &kinds::tcp(Direction::Egress, kinds::SYN_ACK)
-            )
-            .0
-    );
-    let packet = kinds::tcp(Direction::Ingress, kinds::ACK);
-    assert!(kernel.run(Direction::Ingress, &packet).0);
+    let mut kernel = kernel();
+    handshake(&mut kernel);
+    let packet = tcp(Direction::Ingress, ACK);
     let runner = kernel.runner();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {

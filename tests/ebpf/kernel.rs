@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::SchedClassifier;
 use aya::{TestRun, TestRunOptions};
-use mesh_agent::dataplane::{Dataplane, FlowEvent, Options};
+use mesh_agent::dataplane::{Dataplane, EventKind, FlowEvent, Options};
 use mesh_common::DropReason;
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
-use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, Stage};
 use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
@@ -36,7 +37,15 @@ pub(crate) struct Kernel {
     loads: Option<Table<u32, PeerLoad>>,
 }
 
-type Table<K, V> = aya::maps::HashMap<MapData, K, V>;
+/// A flow as a table holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Remembered {
+    pub(crate) stage: Stage,
+    pub(crate) key: FlowKey,
+    pub(crate) entry: FlowEntry,
+}
+
+pub(crate) type Table<K, V> = aya::maps::HashMap<MapData, K, V>;
 
 impl Kernel {
     pub(crate) fn new() -> Self {
@@ -103,17 +112,109 @@ impl Kernel {
 
     pub(crate) fn pick_up(&mut self, picks_up: bool) {
         self.picks_up = picks_up;
-        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
-        let mut cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
-        let mut config = cfg.get(&0, 0).unwrap();
-        config.pickup_until = if picks_up { now() + FAR } else { 0 };
-        cfg.set(0, config, 0).unwrap();
+        let until = if picks_up { now() + FAR } else { 0 };
+        self.configure(|config| config.pickup_until = until);
     }
 
     /// Makes the peer be as far as that with what it may open, or we may open to it.
     pub(crate) fn strain(&mut self, peer: u32, opened: Direction, strain: Option<Strain>) {
         let load = load(opened, strain, now(), MANY);
         self.loads.as_mut().unwrap().insert(peer, load, 0).unwrap();
+    }
+
+    /// What the programs' clock shows.
+    pub(crate) fn now(&mut self) -> u64 {
+        let (_, out, _) = self.explain("ticks", &[0; 64]);
+        let ticks = u64::from_ne_bytes(out[..8].try_into().unwrap());
+        let config = self.config();
+        ticks
+            .wrapping_mul(config.clock_tick.into())
+            .wrapping_add(config.clock_base)
+    }
+
+    /// Plays something within one tick of the programs' clock: again, if the clock has moved meanwhile.
+    pub(crate) fn at_once<T>(&mut self, play: impl Fn(&mut Self, u64) -> T) -> T {
+        for _ in 0..10_000 {
+            let now = self.now();
+            let outcome = play(self, now);
+            if self.now() == now {
+                return outcome;
+            }
+        }
+        panic!("it takes longer than a tick");
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
+        let cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
+        cfg.get(&0, 0).unwrap()
+    }
+
+    pub(crate) fn configure(&self, change: impl Fn(&mut Config)) {
+        let data = MapData::from_pin(self.pin(maps::CFG)).unwrap();
+        let mut cfg: Array<_, Config> = Map::Array(data).try_into().unwrap();
+        let mut config = cfg.get(&0, 0).unwrap();
+        change(&mut config);
+        cfg.set(0, config, 0).unwrap();
+    }
+
+    pub(crate) fn set_load(&mut self, peer: u32, load: PeerLoad) {
+        self.loads.as_mut().unwrap().insert(peer, load, 0).unwrap();
+    }
+
+    /// Tokens for events of a kind, the same on every CPU.
+    pub(crate) fn set_tokens(&self, kind: EventKind, bucket: Bucket) {
+        let data = MapData::from_pin(self.pin(maps::EVENT_TOKENS)).unwrap();
+        let mut tokens: PerCpuArray<_, Bucket> = Map::PerCpuArray(data).try_into().unwrap();
+        let cpus = tokens.get(&(kind as u32), 0).unwrap().len();
+        let buckets = PerCpuValues::try_from(vec![bucket; cpus]).unwrap();
+        tokens.set(kind as u32, buckets, 0).unwrap();
+    }
+
+    pub(crate) fn tokens(&self, kind: EventKind) -> Vec<Bucket> {
+        let data = MapData::from_pin(self.pin(maps::EVENT_TOKENS)).unwrap();
+        let tokens: PerCpuArray<_, Bucket> = Map::PerCpuArray(data).try_into().unwrap();
+        tokens.get(&(kind as u32), 0).unwrap().to_vec()
+    }
+
+    /// Every flow that is remembered, and in which table.
+    pub(crate) fn flows(&self) -> Vec<Remembered> {
+        let of = |stage, flows: Table<FlowKey, FlowEntry>| {
+            let flows = flows.iter().map(Result::unwrap);
+            let flows = flows.map(|(key, entry)| Remembered { stage, key, entry });
+            flows.collect::<Vec<_>>()
+        };
+        [
+            of(Stage::HalfOpen, self.half_open()),
+            of(Stage::Established, self.established()),
+        ]
+        .concat()
+    }
+
+    /// Remembers these flows and no other.
+    pub(crate) fn set_flows(&self, flows: &[Remembered]) {
+        for (stage, mut table) in [
+            (Stage::HalfOpen, self.half_open()),
+            (Stage::Established, self.established()),
+        ] {
+            let keys: Vec<_> = table.keys().map(Result::unwrap).collect();
+            for key in keys {
+                table.remove(&key).unwrap();
+            }
+            for flow in flows.iter().filter(|flow| flow.stage == stage) {
+                table.insert(flow.key, flow.entry, 0).unwrap();
+            }
+        }
+    }
+
+    /// What first fragments have left.
+    pub(crate) fn fragments(&self) -> Table<FragmentKey, FragmentEntry> {
+        self.pinned(maps::FRAG)
+    }
+
+    /// Denied packets, by what an administrator would call the same.
+    pub(crate) fn denials(&self) -> Table<DenyKey, DenyEntry> {
+        self.pinned(maps::DENY_AGG)
     }
 
     /// What the peer has used.
@@ -205,7 +306,7 @@ impl Kernel {
                 flows.insert(key, entry, 0).unwrap();
             }
         }
-        let mut fragments: Table<FragmentKey, FragmentEntry> = self.pinned(maps::FRAG);
+        let mut fragments = self.fragments();
         let all: Vec<_> = fragments.iter().map(Result::unwrap).collect();
         for (key, mut entry) in all {
             entry.last_seen = entry.last_seen.wrapping_sub(nanoseconds);
@@ -321,6 +422,12 @@ const MANY: u32 = 1 << 24;
 
 /// Nanoseconds that no test takes.
 const FAR: u64 = 1 << 42;
+
+/// A bucket that will be full at this time.
+pub(crate) fn full_at(time: u64) -> Bucket {
+    const NANOSECOND: Rate = Rate::new(1_000_000_000, 1);
+    Bucket::default().taken(time - 1, &NANOSECOND)
+}
 
 fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);

@@ -5,108 +5,18 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::dataplane::{AttachError, Dataplane, Options, probe};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps;
-use mesh_core::dataplane::Tables;
+use mesh_core::Direction;
 use mesh_core::dataplane::vigil::Standing;
-use mesh_core::desired::MTU;
-use mesh_core::netmap::{Action, Entry, EntryKey, Netmap, NodePolicy, PortRange};
-use mesh_core::{Direction, Identity, RuleId};
 
 use crate::kernel::{Kernel, options, own_network};
-use crate::packet::{Body, Packet};
-use crate::random::{self, Random};
+use crate::scene::*;
 use crate::scratch::Bpffs;
-
-pub(crate) const ME: [u8; 4] = [100, 64, 0, 1];
-pub(crate) const PEER: [u8; 4] = [100, 64, 0, 2];
-
-pub(crate) fn tcp(direction: Direction, flags: u8) -> Vec<u8> {
-    let (source, destination, ports) = match direction {
-        Direction::Ingress => (PEER, ME, [40_000, 22]),
-        Direction::Egress => (ME, PEER, [22, 40_000]),
-    };
-    let body = Body::Tcp {
-        source: ports[0],
-        destination: ports[1],
-        flags,
-    };
-    Packet::new(direction, source.into(), destination.into(), body).bytes()
-}
-
-/// Peer 2 may open TCP port 22 here, or nothing.
-pub(crate) fn netmap(allowed: bool) -> Netmap {
-    let mut netmap = random::netmap(&mut Random(1));
-    let (me, peer) = (Identity(16), Identity(18));
-    let key = EntryKey {
-        remote: peer,
-        local: me,
-        direction: Direction::Ingress,
-        proto: Some(6),
-        ports: PortRange {
-            first: 22,
-            last: 22,
-        },
-    };
-    let entry = Entry {
-        action: Action::Accept,
-        rule: RuleId(1),
-    };
-    netmap.policy = NodePolicy {
-        identities: [
-            (std::net::IpAddr::from(ME).into(), me),
-            (std::net::IpAddr::from(PEER).into(), peer),
-        ]
-        .into(),
-        entries: if allowed {
-            [(key, entry)].into()
-        } else {
-            [].into()
-        },
-        ..NodePolicy::default()
-    };
-    netmap
-}
-
-pub(crate) fn tables(allowed: bool) -> Tables {
-    Tables::of(&netmap(allowed), MTU)
-}
-
-pub(crate) const SYN: u8 = 2;
-const SYN_ACK: u8 = 18;
-pub(crate) const ACK: u8 = 16;
-
-/// Opens the connection that the policy allows.
-pub(crate) fn connect(kernel: &Kernel) {
-    assert!(
-        kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
-            .0
-    );
-    assert!(
-        kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, SYN_ACK))
-            .0
-    );
-    assert!(
-        kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
-            .0
-    );
-    assert_eq!(kernel.established().iter().count(), 1);
-}
 
 #[test]
 fn without_a_policy_everything_is_dropped() {
     let mut kernel = Kernel::new();
-    assert!(
-        !kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
-            .0
-    );
-    assert!(
-        !kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, SYN))
-            .0
-    );
+    assert!(!passes(&kernel, Direction::Ingress, SYN));
+    assert!(!passes(&kernel, Direction::Egress, SYN));
     let counters = kernel.dataplane().counters().unwrap();
     let reasons: Vec<_> = counters
         .dropped
@@ -120,37 +30,21 @@ fn without_a_policy_everything_is_dropped() {
 #[test]
 fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
+    kernel.apply(&tables());
+    handshake(&mut kernel);
     kernel.kill();
     // The second agent's programs, in place of the first's, over the same maps.
     kernel.start();
     assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
-    assert!(
-        kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
+    assert!(passes(&kernel, Direction::Egress, ACK));
     assert_eq!(kernel.established().iter().count(), 1);
-    kernel.apply(&tables(true));
-    assert!(
-        kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
+    kernel.apply(&tables());
+    assert!(passes(&kernel, Direction::Egress, ACK));
     kernel.kill();
     kernel.start();
-    kernel.apply(&tables(false));
-    assert!(
-        !kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
-    assert!(
-        !kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, SYN))
-            .0
-    );
+    kernel.apply(&revoked());
+    assert!(!passes(&kernel, Direction::Egress, ACK));
+    assert!(!passes(&kernel, Direction::Ingress, SYN));
 }
 
 /// Both ways in which programs hang, whatever the kernel's own.
@@ -249,8 +143,8 @@ fn programs_without_pins_go_on_and_are_known_as_orphans() {
 #[test]
 fn pins_that_were_taken_away_are_made_again() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
+    kernel.apply(&tables());
+    handshake(&mut kernel);
     let folder = kernel.options().pin_dir.join(layout());
     for pin in std::fs::read_dir(&folder).unwrap() {
         std::fs::remove_file(pin.unwrap().path()).unwrap();
@@ -278,7 +172,7 @@ fn age_layout(options: &Options) {
 fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
     each_chain(|options| {
         let mut old = Dataplane::attach("lo", options).unwrap();
-        old.apply(&tables(true)).unwrap();
+        old.apply(&tables()).unwrap();
         let flow = FlowKey {
             proto: 6,
             ..FlowKey::NONE
@@ -299,7 +193,7 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
         assert_eq!(new.standing().unwrap(), Standing::First);
         let programs = (!options.clsact).then(on_loopback);
         assert!(options.pin_dir.join("v0").exists(), "it filters still");
-        new.apply(&tables(true)).unwrap();
+        new.apply(&tables()).unwrap();
         assert_eq!(new.standing().unwrap(), Standing::First);
         assert_eq!(
             (!options.clsact).then(on_loopback),
@@ -320,12 +214,12 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
 fn an_upgrade_that_dies_half_way_is_taken_up_again() {
     each_chain(|options| {
         let mut old = Dataplane::attach("lo", options).unwrap();
-        old.apply(&tables(true)).unwrap();
+        old.apply(&tables()).unwrap();
         drop(old);
         age_layout(options);
         drop(Dataplane::attach("lo", options).unwrap());
         let mut new = Dataplane::attach("lo", options).unwrap();
-        new.apply(&tables(true)).unwrap();
+        new.apply(&tables()).unwrap();
         assert_eq!(new.standing().unwrap(), Standing::First);
         if !options.clsact {
             assert_eq!(on_loopback(), ["mesh_in"]);
@@ -337,26 +231,14 @@ fn an_upgrade_that_dies_half_way_is_taken_up_again() {
 #[test]
 fn an_edit_cuts_both_directions_at_once() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
-    kernel.apply(&tables(false));
-    assert!(
-        !kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
-            .0
-    );
-    assert!(
-        !kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
+    kernel.apply(&tables());
+    handshake(&mut kernel);
+    kernel.apply(&revoked());
+    assert!(!passes(&kernel, Direction::Ingress, ACK));
+    assert!(!passes(&kernel, Direction::Egress, ACK));
     // Who reverts in time has cut nothing for good.
-    kernel.apply(&tables(true));
-    assert!(
-        kernel
-            .run(Direction::Ingress, &tcp(Direction::Ingress, ACK))
-            .0
-    );
+    kernel.apply(&tables());
+    assert!(passes(&kernel, Direction::Ingress, ACK));
 }
 
 #[test]
@@ -396,62 +278,6 @@ fn detaching_leaves_nothing_behind() {
     kernel.dataplane.take().unwrap().detach().unwrap();
     let left = std::fs::read_dir(kernel.options().pin_dir).unwrap().count();
     assert_eq!(left, 0);
-}
-
-#[test]
-fn a_syn_gets_an_mss_that_fits_the_mesh() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    let mut packet = tcp(Direction::Ingress, SYN);
-    packet[32] = 6 << 4;
-    packet.extend([2, 4, 0x05, 0xb4]);
-    let sum = checksum(&packet[20..]);
-    packet[36..38].copy_from_slice(&sum.to_be_bytes());
-    let (passes, out) = kernel.run(Direction::Ingress, &packet);
-    assert!(passes);
-    assert_eq!(u16::from_be_bytes([out[42], out[43]]), MTU - 40);
-    assert_eq!(checksum(&out[20..]), 0, "the checksum follows");
-}
-
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let mut sum: u32 = words.sum();
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-#[test]
-fn the_guard_lets_nothing_in_to_our_mesh_address() {
-    let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    let frame = |packet: &[u8]| {
-        let mut frame = vec![0; 12];
-        frame.extend([0x08, 0x00]);
-        frame.extend(packet);
-        frame
-    };
-    let to = |destination: [u8; 4]| {
-        let body = Body::Udp {
-            source: 1,
-            destination: 2,
-        };
-        let source = [192, 168, 1, 2].into();
-        frame(&Packet::new(Direction::Ingress, source, destination.into(), body).bytes())
-    };
-    const NEXT: u32 = u32::MAX;
-    assert_eq!(kernel.run_program("guard", &to(ME), 1).0, 2);
-    assert_eq!(kernel.run_program("guard", &to(PEER), 1).0, NEXT);
-    assert_eq!(
-        kernel.run_program("guard", &to([192, 168, 1, 1]), 1).0,
-        NEXT
-    );
-    let mut arp = vec![0; 42];
-    arp[12..14].copy_from_slice(&[0x08, 0x06]);
-    assert_eq!(kernel.run_program("guard", &arp, 1).0, NEXT);
 }
 
 /// Programs on the ingress of loopback, by name, in their order.

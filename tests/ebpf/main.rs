@@ -13,16 +13,25 @@
     reason = "a test fails by panicking, its helpers with it, and prints what it measured"
 )]
 
+mod budgets;
 mod cpus;
 mod figures;
 mod flood;
+mod flows;
+mod guard;
+mod headers;
+mod icmp;
+mod judged_anew;
 mod kernel;
-mod kinds;
 mod life;
 mod model;
+mod mss;
 mod oracle;
 mod packet;
 mod policy;
 mod random;
+mod scene;
 mod scratch;
+mod short_way;
 mod tables;
+mod told;

@@ -10,12 +10,12 @@ use mesh_core::dataplane::{Tables, reconcile};
 use mesh_core::{Direction, Identity, RuleId};
 
 use crate::kernel::Kernel;
-use crate::life::{ACK, ME, PEER, SYN, connect, layout, netmap, tables, tcp};
-use crate::packet::{Body, Packet};
+use crate::life::layout;
+use crate::scene::*;
 
 /// So many peers may each open one port here: a row, an identity and a rule for each.
 fn crowd(peers: u32) -> Tables {
-    let mut tables = tables(true);
+    let mut tables = tables();
     let me = Identity(16);
     for number in 0..peers {
         let identity = Identity(1_000 + number);
@@ -34,13 +34,13 @@ fn crowd(peers: u32) -> Tables {
 #[test]
 fn a_full_table_keeps_the_policy_before_and_says_the_number() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
+    kernel.apply(&tables());
+    handshake(&mut kernel);
     let mut rows = crowd(maps::POLICY_CAPACITY);
     rows.rules.clear();
     let rules = crowd(maps::RULE_CAPACITY);
-    let mut hosts = tables(true);
-    let mut nets = tables(true);
+    let mut hosts = tables();
+    let mut nets = tables();
     let entry = IdentityEntry {
         identity: Identity(18),
         ..IdentityEntry::UNKNOWN
@@ -71,7 +71,7 @@ fn a_full_table_keeps_the_policy_before_and_says_the_number() {
         );
     }
     // What is new is not let in by halves: nobody of the crowd has an identity.
-    kernel.apply(&tables(false));
+    kernel.apply(&revoked());
     let ack = tcp(Direction::Egress, ACK);
     assert!(
         !kernel.run(Direction::Egress, &ack).0,
@@ -111,9 +111,8 @@ fn a_small_change_of_a_large_policy_is_small_work() {
 /// whoever met the one's identities beside the other's rows would let it in.
 #[test]
 fn no_packet_meets_half_a_policy() {
-    const OTHER: [u8; 4] = [100, 64, 0, 3];
     let named = |allowed: u32, denied: u32| {
-        let mut tables = tables(true);
+        let mut tables = tables();
         let host = |address: [u8; 4]| Prefix {
             len: 128,
             address: Address::from(std::net::IpAddr::from(address)),
@@ -136,12 +135,7 @@ fn no_packet_meets_half_a_policy() {
     let policies = [named(20, 21), named(21, 20)];
     let mut kernel = Kernel::new();
     kernel.apply(&policies[0]);
-    let body = Body::Tcp {
-        source: 40_000,
-        destination: 22,
-        flags: SYN,
-    };
-    let packet = Packet::new(Direction::Ingress, OTHER.into(), ME.into(), body).bytes();
+    let packet = tcp_between(OTHER, [40_000, 22], Direction::Ingress, SYN);
     let folder = kernel.options().pin_dir.join(layout());
     let pins = std::fs::read_dir(folder)
         .unwrap()
@@ -180,36 +174,27 @@ fn no_packet_meets_half_a_policy() {
 #[test]
 fn a_review_ends_idle_flows_and_tells_of_each_once() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
-    let review =
-        |kernel: &mut Kernel, allowed| kernel.dataplane().review(&tables(allowed)).unwrap();
-    assert_eq!(review(&mut kernel, true), []);
-    kernel.apply(&tables(false));
-    let ended = review(&mut kernel, false);
+    kernel.apply(&tables());
+    handshake(&mut kernel);
+    let review = |kernel: &mut Kernel, tables| kernel.dataplane().review(&tables).unwrap();
+    assert_eq!(review(&mut kernel, tables()), []);
+    kernel.apply(&revoked());
+    let ended = review(&mut kernel, revoked());
     assert_eq!(ended.len(), 1);
     let (key, entry) = ended[0];
     assert_eq!((key.local_port.get(), key.remote_port.get()), (22, 40_000));
     assert_eq!(kernel.established().get(&key, 0).unwrap(), entry);
-    assert_eq!(review(&mut kernel, false), []);
-    assert!(
-        !kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
+    assert_eq!(review(&mut kernel, revoked()), []);
+    assert!(!passes(&kernel, Direction::Egress, ACK));
     // Who reverts in time has cut nothing for good.
-    kernel.apply(&tables(true));
-    assert!(
-        kernel
-            .run(Direction::Egress, &tcp(Direction::Egress, ACK))
-            .0
-    );
+    kernel.apply(&tables());
+    assert!(passes(&kernel, Direction::Egress, ACK));
 }
 
 #[test]
 fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
+    kernel.apply(&tables());
     let ask = |kernel: &mut Kernel, port| {
         let question = Question {
             source: PEER.into(),
@@ -222,7 +207,7 @@ fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
             .dataplane()
             .explain(Direction::Ingress, &packet)
             .unwrap();
-        let policy = question.ask(&netmap(true).policy, Direction::Ingress);
+        let policy = question.ask(&netmap().policy, Direction::Ingress);
         let kernel = (DropReason::from_number(said.reason), said.rule);
         assert_eq!(kernel, (policy.drop, policy.rule), "port {port}");
         kernel
@@ -241,13 +226,13 @@ fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
 #[test]
 fn maps_tell_how_full_they_are() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
-    connect(&kernel);
+    kernel.apply(&tables());
+    handshake(&mut kernel);
     let usage = kernel.dataplane().usage().unwrap();
     let of = |name| *usage.iter().find(|usage| usage.map == name).unwrap();
     assert_eq!(of(maps::CT_EST).entries, 1);
     assert!(of(maps::CT_EST).capacity >= u64::from(maps::FLOW_CAPACITY));
-    assert_eq!(of(maps::ID_EXACT).entries, 2);
+    assert_eq!(of(maps::ID_EXACT).entries, 5);
     assert_eq!(usage.len(), maps::PINNED.len());
     // Taken at the start: a key, a value and the kernel's own part for each.
     let least = of(maps::CT_EST).capacity * 104;
@@ -257,7 +242,7 @@ fn maps_tell_how_full_they_are() {
 #[test]
 fn a_review_of_a_full_table_ends_every_flow() {
     let mut kernel = Kernel::new();
-    kernel.apply(&tables(true));
+    kernel.apply(&tables());
     const MANY: u16 = 60_000;
     let flows = kernel.dataplane().kernel().established();
     let mut key = FlowKey {
@@ -272,9 +257,9 @@ fn a_review_of_a_full_table_ends_every_flow() {
         flows.insert(key, FlowEntry::default(), 0).unwrap();
     }
     let flows = flows.keys().count();
-    kernel.apply(&tables(false));
+    kernel.apply(&revoked());
     let begun = std::time::Instant::now();
-    let ended = kernel.dataplane().review(&tables(false)).unwrap();
+    let ended = kernel.dataplane().review(&revoked()).unwrap();
     println!(
         "figure: {flows} flows reviewed and ended in {:?}",
         begun.elapsed()

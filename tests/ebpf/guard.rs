@@ -1,0 +1,103 @@
+//! The guard on every other interface: nobody outside the mesh talks to its addresses.
+
+use std::net::IpAddr;
+
+use mesh_common::flow::FlowKey;
+use mesh_common::{Address, Be16, DropReason};
+
+use mesh_core::Direction::Ingress;
+use mesh_core::{Identity, RuleId};
+
+use crate::packet::{Body, Packet};
+use crate::scene::*;
+
+const NEXT: u32 = u32::MAX;
+const DROP: u32 = 2;
+
+/// On Ethernet.
+fn frame(source: &str, destination: &str) -> Vec<u8> {
+    let body = Body::Udp {
+        source: 1,
+        destination: 2,
+    };
+    let (source, destination): (IpAddr, IpAddr) =
+        (source.parse().unwrap(), destination.parse().unwrap());
+    let packet = Packet::new(Ingress, source, destination, body);
+    let protocol: [u8; 2] = if packet.is_v4() {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    };
+    let mut frame = vec![0; 12];
+    frame.extend(protocol);
+    frame.extend(packet.bytes());
+    frame
+}
+
+#[test]
+fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
+    let kernel = kernel();
+    let guard = |frame: &[u8]| kernel.run_program("guard", frame, 1).0;
+    for (source, destination, expected) in [
+        ("192.168.1.2", "100.64.0.1", DROP),
+        ("100.64.0.2", "100.64.0.1", DROP),
+        ("192.168.1.2", "100.64.0.2", NEXT),
+        ("192.168.1.2", "192.168.1.1", NEXT),
+        ("100.64.0.1", "100.64.0.2", NEXT),
+        ("2001:db8::1", "fd00::1", DROP),
+        ("2001:db8::1", "fd00::2", NEXT),
+        ("2001:db8::1", "fd00::9", NEXT),
+        ("fd00::1", "fd00::2", NEXT),
+    ] {
+        let outcome = guard(&frame(source, destination));
+        assert_eq!(outcome, expected, "{source} to {destination}");
+    }
+    let mut arp = frame("192.168.1.2", "100.64.0.1");
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    assert_eq!(guard(&arp), NEXT);
+}
+
+#[test]
+fn what_the_guard_drops_is_counted_and_told() {
+    let mut kernel = kernel();
+    for (number, (source, destination)) in
+        [("192.168.1.2", "100.64.0.1"), ("2001:db8::1", "fd00::1")]
+            .into_iter()
+            .enumerate()
+    {
+        let frame = frame(source, destination);
+        let before = kernel.dataplane().counters().unwrap();
+        assert_eq!(kernel.run_program("guard", &frame, 1).0, DROP);
+        let after = kernel.dataplane().counters().unwrap();
+        let slot = (Ingress, DropReason::Guarded);
+        let old = before.dropped.get(&slot).copied().unwrap_or_default();
+        assert_eq!(after.dropped.len(), 1);
+        assert_eq!(after.dropped[&slot].packets, old.packets + 1);
+        let length = frame.len() as u64;
+        assert_eq!(after.dropped[&slot].bytes, old.bytes + length);
+        assert_eq!(after.passed, before.passed);
+        let [event] = kernel.events()[..] else {
+            // The second is told of with the first: one kind of denial.
+            assert_eq!(number, 1);
+            continue;
+        };
+        let key = FlowKey {
+            remote: Address::from(source.parse::<IpAddr>().unwrap()),
+            local: Address::from(destination.parse::<IpAddr>().unwrap()),
+            remote_port: Be16::new(0),
+            local_port: Be16::new(0),
+            proto: 0,
+            pad: 0,
+            pad2: 0,
+        };
+        assert_eq!(event.key, key);
+        assert_eq!(event.reason(), Some(DropReason::Guarded));
+        assert_eq!(event.direction(), Ingress);
+        assert_eq!((event.remote, event.local), (Identity(0), Identity(0)));
+        assert_eq!((event.rule, event.peer, event.tcp), (RuleId(0), 0, 0));
+        assert_eq!((event.bytes[1], event.length), (0, length as u32));
+    }
+    let keys: Vec<_> = kernel.denials().keys().map(Result::unwrap).collect();
+    assert_eq!(keys.len(), 1);
+    assert_eq!((keys[0].port.get(), keys[0].proto), (0, 0));
+}
