@@ -199,8 +199,23 @@ fn files_below(root: &Path, folder: &str, files: &mut Vec<String>) -> Result<()>
     Ok(())
 }
 
-/// Section names of a little-endian 64-bit ELF file (System V ABI, chapter 4).
+/// Whether two objects differ in nothing but what is said for debuggers.
+pub(crate) fn is_same_code(one: &[u8], other: &[u8]) -> Result<bool> {
+    let code = |object| {
+        let sections = sections(object).context("no 64-bit ELF object")?;
+        let mut code = sections;
+        code.retain(|(name, _)| !name.contains(".BTF") && !name.contains(".debug"));
+        anyhow::Ok(code)
+    };
+    Ok(code(one)? == code(other)?)
+}
+
 fn section_names(elf: &[u8]) -> Option<Vec<String>> {
+    Some(sections(elf)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Names and contents of the sections of a little-endian 64-bit ELF file (System V ABI, chapter 4).
+fn sections(elf: &[u8]) -> Option<Vec<(String, &[u8])>> {
     if elf.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
     }
@@ -215,7 +230,14 @@ fn section_names(elf: &[u8]) -> Option<Vec<String>> {
             let offset = usize::try_from(number(elf, header(index)?, 4)?).ok()?;
             let name = elf.get(strings.checked_add(offset)?..)?;
             let end = name.iter().position(|byte| *byte == 0)?;
-            Some(String::from_utf8_lossy(&name[..end]).into_owned())
+            let name = String::from_utf8_lossy(&name[..end]).into_owned();
+            let content =
+                usize::try_from(number(elf, header(index)?.checked_add(0x18)?, 8)?).ok()?;
+            let size = usize::try_from(number(elf, header(index)?.checked_add(0x20)?, 8)?).ok()?;
+            // Of SHT_NOBITS nothing is in the file.
+            let has_content = number(elf, header(index)?.checked_add(4)?, 4)? != 8;
+            let size = if has_content { size } else { 0 };
+            Some((name, elf.get(content..content.checked_add(size)?)?))
         })
         .collect()
 }

@@ -18,7 +18,7 @@ use crate::{build_ebpf, demo, mutants, setup, shell};
 pub(crate) struct Options {
     /// Only this ring.
     ring: Option<Ring>,
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this; with --mutants, every change to FILE:LINE that contains it.
     filter: Option<String>,
     /// Series of Debian's kernels for the vm ring, as often as wanted; 6.1 and 6.12 otherwise.
     #[arg(long, value_name = "VERSION")]
@@ -106,7 +106,7 @@ impl Options {
         if self.mutants {
             let ring = programs.iter().find(|p| p.ring == Some(Ring::Ebpf));
             let ring = ring.context("say `test ebpf --mutants`")?;
-            return mutants::run(&ring.executable, self.seed);
+            return mutants::run(&ring.executable, self.seed, self.filter.as_deref());
         }
         let mut tally = Tally::default();
         for program in &programs {
