@@ -225,7 +225,8 @@ pub fn usual<B: Bytes>(
                 fragment: Fragment::Whole,
                 fragment_id: 0,
             };
-            if network.source.is_mapped() || network.destination.is_mapped() {
+            // A flow's ends are of one family, so that one tells.
+            if network.source.is_mapped() {
                 return false;
             }
             usual_transport::<B, 44, 52>(bytes, direction, &network, h[10], then)

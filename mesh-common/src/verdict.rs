@@ -2,8 +2,8 @@
 //!
 //! [`decide`] is a function of what the packet says, of the time and of what the tables hold; it
 //! changes nothing. What must be remembered goes out as an [`Effect`], so a dry run is a run whose
-//! effect nobody carries out. Its first question, [`continues`], is all that most packets need, and
-//! the kernel asks it by itself.
+//! effect nobody carries out. [`continues`] is its short form, all that most packets need, and the
+//! kernel asks it first.
 
 use crate::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, Rate};
 use crate::event::EventKind;
@@ -341,8 +341,8 @@ pub fn complete(facts: &mut Facts, now: u64, tables: &impl Lookup) -> Result<(),
     }
 }
 
-/// Does an established flow simply go on? Then the packet passes, and nothing is remembered of it but
-/// its time and its size.
+/// Does an established flow simply go on? Then [`decide`] would let the packet pass, and remember nothing
+/// of it but its time and its size.
 #[inline(always)]
 pub fn continues(
     kind: Kind,
@@ -353,10 +353,9 @@ pub fn continues(
     state: &FlowState,
 ) -> bool {
     const CHANGED: u32 = flags::DENIED | flags::RESET;
-    const BOTH: u32 = flags::FIN_OPENER | flags::FIN_RESPONDER;
     let plain = match kind {
         Kind::Tcp => tcp::is_plain(tcp),
-        Kind::Datagram | Kind::EchoRequest | Kind::EchoReply => true,
+        Kind::Datagram => true,
         _ => false,
     };
     plain
@@ -364,7 +363,6 @@ pub fn continues(
         && state.generation == generation
         && state.flags & (flags::CONFIRMED | flags::REPLIED | CHANGED)
             == flags::CONFIRMED | flags::REPLIED
-        && state.flags & BOTH != BOTH
         && !state.is_expired(proto, now)
 }
 
@@ -376,23 +374,6 @@ pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     }
     let mut stage = Stage::Established;
     let mut found = alive(tables, stage, &facts.key, now);
-    if let Some(state) = found
-        && continues(
-            facts.kind,
-            facts.key.proto,
-            facts.tcp,
-            now,
-            tables.generation(),
-            &state,
-        )
-    {
-        let mut verdict = Verdict::pass(&Judged::remembered(&state), Effect::TouchEstablished);
-        verdict.state = FlowState {
-            last_seen: now,
-            ..state
-        };
-        return verdict;
-    }
     if found.is_none() {
         stage = Stage::HalfOpen;
         found = alive(tables, stage, &facts.key, now);
@@ -654,7 +635,6 @@ fn resume(
 #[inline(always)]
 fn answer(facts: &Facts, now: u64, ends: &Judged, tables: &impl Lookup) -> Option<Verdict> {
     if matches!(facts.direction, Direction::Ingress)
-        || ends.drop.is_some()
         || !is_strained(ends.peer, Direction::Ingress, now, tables)
     {
         return None;
