@@ -124,10 +124,11 @@ fn a_new_flow_costs_its_peer_a_token_and_a_held_one_counts() {
     let load = kernel.load(2);
     assert_eq!(load.added, [0, 1]);
     assert_ne!(load.new[1], Bucket::default());
+    assert_eq!(kernel.held(2), [0, 1]);
     // The sweep counts what is there, and takes away what is over.
     kernel.age(9_000);
     assert_eq!(kernel.dataplane().sweep().unwrap(), 0);
-    assert_eq!(kernel.freed(2), [0, 1]);
+    assert_eq!(kernel.held(2), [0, 0]);
 }
 
 #[test]

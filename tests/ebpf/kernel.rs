@@ -222,10 +222,14 @@ impl Kernel {
         self.loads.as_ref().unwrap().get(&peer, 0).unwrap()
     }
 
-    /// What the last sweep has found gone.
-    pub(crate) fn freed(&self, peer: u32) -> [u32; 2] {
+    /// Flows that the peer holds, by who opened them; a sweep may have forgotten the peer altogether.
+    pub(crate) fn held(&self, peer: u32) -> [u32; 2] {
+        let Ok(load) = self.loads.as_ref().unwrap().get(&peer, 0) else {
+            return [0, 0];
+        };
         let freed: Table<u32, PeerFreed> = self.pinned(maps::PEER_FREED);
-        freed.get(&peer, 0).unwrap().freed
+        let freed = freed.get(&peer, 0).map_or([0, 0], |freed| freed.freed);
+        [0, 1].map(|way| load.added[way].wrapping_sub(freed[way]))
     }
 
     /// As if a sweep had found so many gone.

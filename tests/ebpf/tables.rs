@@ -234,9 +234,9 @@ fn maps_tell_how_full_they_are() {
     assert!(of(maps::CT_EST).capacity >= u64::from(maps::FLOW_CAPACITY));
     assert_eq!(of(maps::ID_EXACT).entries, 5);
     assert_eq!(usage.len(), maps::PINNED.len());
-    // Taken at the start: a key, a value and the kernel's own part for each.
+    // Taken at the start: a key and a value for each, and what the kernel adds since 6.2 it says too.
     let least = of(maps::CT_EST).capacity * 104;
-    assert!(of(maps::CT_EST).memory_bytes > least, "{usage:?}");
+    assert!(of(maps::CT_EST).memory_bytes >= least, "{usage:?}");
 }
 
 #[test]
