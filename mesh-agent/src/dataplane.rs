@@ -23,6 +23,7 @@ mod events;
 mod guard;
 mod loader;
 mod pins;
+mod policy;
 pub mod probe;
 pub mod software;
 mod sweep;

@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 
+pub(crate) mod maps;
+
 /// Datagrams that one system call moves.
 pub(crate) const BATCH: usize = 64;
 

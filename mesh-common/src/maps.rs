@@ -10,7 +10,7 @@ use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";

@@ -11,7 +11,7 @@ use crate::budget::{Bucket, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::maps::{Config, Count};
-use crate::policy::{PolicyEntry, PolicyKey, RuleId};
+use crate::policy::{Row, RowKey, RuleId};
 use crate::{Address, IdentityEntry};
 
 macro_rules! pod {
@@ -36,8 +36,8 @@ pod!(
     IdentityEntry,
     PeerFreed,
     PeerLoad,
-    PolicyEntry,
-    PolicyKey,
     Prefix,
+    Row,
+    RowKey,
     RuleId,
 );

@@ -1,7 +1,9 @@
 //! Policy entries as the kernel sees them: who, in which direction, over what, says which rule.
 //!
-//! The key is read by a longest-prefix match, so its fields stand from the least to the most
-//! specific question and a port range becomes up to thirty prefixes.
+//! A port range becomes up to thirty prefixes, and of the rows around a flow the longest speaks. The
+//! kernel keeps them in a hash: a trie of 100,000 rows costs a cache miss for each of its seventeen
+//! levels. So that only lengths are tried that there are, the row that speaks for every protocol names
+//! those of all rows about the same ends ([`Row::lengths`]), and is there even if it says nothing.
 
 use crate::{Be16, Be32, Identity};
 
@@ -44,7 +46,7 @@ impl RuleId {
     pub const NONE: Self = Self(0);
 }
 
-/// What a new flow asks of the policy: the data of an LPM key.
+/// What a new flow asks of the policy.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PolicyKey {
@@ -77,7 +79,7 @@ impl PolicyKey {
     }
 }
 
-/// A [`PolicyKey`] of which the first `len` bits count, laid out as the key of an LPM trie.
+/// A [`PolicyKey`] of which the first `len` bits count.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PolicyPrefix {
@@ -94,8 +96,7 @@ impl PolicyPrefix {
     pub const EXACT: u32 = 96;
 }
 
-/// What a row of the policy says, and which rule says it, or that there is none. Two words of four bytes: an LPM value
-/// starts right after a key of twelve, so eight-byte alignment is not to be had.
+/// What a row of the policy says, and which rule says it, or that there is none.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PolicyEntry {
@@ -137,6 +138,117 @@ impl PolicyEntry {
     }
 }
 
+/// Where the kernel keeps a [`PolicyPrefix`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RowKey {
+    pub remote: Be32,
+    pub local: Be32,
+    /// Bit 25 is the direction; eight bits are the protocol; seventeen are the ports, as their prefix
+    /// followed by a one and zeros. Without the one: every protocol.
+    pub about: u32,
+}
+
+impl RowKey {
+    const PROTO: u32 = 17;
+    const DIRECTION: u32 = 25;
+
+    /// The row that speaks for every protocol.
+    #[inline(always)]
+    pub const fn every_proto(key: &PolicyKey) -> Self {
+        Self {
+            remote: key.remote,
+            local: key.local,
+            about: (key.direction as u32) << Self::DIRECTION,
+        }
+    }
+
+    /// The row that speaks for the ports of `exact` and those around it, `alike` of them: a power of two.
+    /// `exact` is [`RowKey::about`] of the one port, without the one.
+    #[inline(always)]
+    const fn ports(exact: u32, alike: u32) -> u32 {
+        exact & !(2 * alike - 1) | alike
+    }
+
+    #[inline(always)]
+    const fn exact(key: &PolicyKey) -> u32 {
+        (key.direction as u32) << Self::DIRECTION
+            | (key.proto as u32) << Self::PROTO
+            | (key.port.get() as u32) << 1
+    }
+
+    /// `None` for a prefix that ends within a field, which no policy has.
+    pub const fn of(prefix: &PolicyPrefix) -> Option<Self> {
+        match prefix.len {
+            PolicyPrefix::ANY_PROTO => Some(Self::every_proto(&prefix.key)),
+            PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT => {
+                let alike = Row::length(prefix.len);
+                Some(Self {
+                    about: Self::ports(Self::exact(&prefix.key), alike),
+                    ..Self::every_proto(&prefix.key)
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the kernel keeps under a [`RowKey`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Row {
+    pub entry: PolicyEntry,
+    /// Where it speaks for every protocol: a bit for each length of the other rows about the same ends
+    /// and direction, bit 0 for [`PolicyPrefix::EXACT`], bit 16 for [`PolicyPrefix::ANY_PORT`]. 0 in
+    /// all others.
+    pub lengths: u32,
+}
+
+impl Row {
+    /// The bit of rows so long, which is also how many ports they speak for.
+    pub const fn length(len: u32) -> u32 {
+        1 << (PolicyPrefix::EXACT - len)
+    }
+}
+
+/// What the longest row around `key` says, or [`PolicyEntry::NONE`].
+#[inline(always)]
+pub fn longest<'a>(key: &PolicyKey, row: impl Fn(&RowKey) -> Option<&'a Row>) -> PolicyEntry {
+    let exact = RowKey::exact(key);
+    let mut at = RowKey::every_proto(key);
+    let every_proto = at.about;
+    let one = Row::length(PolicyPrefix::EXACT);
+    // Of policies with many rows most speak for one port, and so for one remote: then this is all.
+    if key.remote.get() != Identity::ANY.0 {
+        at.about = RowKey::ports(exact, one);
+        if let Some(found) = row(&at) {
+            return found.entry;
+        }
+        at.about = every_proto;
+    }
+    let Some(every_proto) = row(&at) else {
+        return PolicyEntry::NONE;
+    };
+    let mut lengths = every_proto.lengths;
+    if key.remote.get() != Identity::ANY.0 {
+        lengths &= !one;
+    }
+    // Of which there are seventeen, as a verifier must be told.
+    let mut left = 17;
+    while lengths != 0 && left != 0 {
+        let longest = lengths & lengths.wrapping_neg();
+        at.about = RowKey::ports(exact, longest);
+        if let Some(found) = row(&at) {
+            return found.entry;
+        }
+        lengths ^= longest;
+        left -= 1;
+    }
+    every_proto.entry
+}
+
 const _: () = assert!(size_of::<PolicyKey>() == 12);
+const _: () = assert!(size_of::<RowKey>() == 12);
+const _: () = assert!(size_of::<Row>() == 12);
 const _: () = assert!(size_of::<PolicyPrefix>() == 16);
 const _: () = assert!(size_of::<PolicyEntry>() == 8);

@@ -306,7 +306,9 @@ fn ask(tables: &impl Lookup, ends: &Judged, proto: u8, opened: Direction, port: 
     let mut judged = *ends;
     if judged.drop.is_none() {
         let row = |remote| tables.policy(&PolicyKey::new(remote, ends.local, opened, proto, port));
-        (judged.drop, judged.rule) = precedence(row(ends.remote), row(Identity::ANY));
+        // The second of many is found in no cache, and what is asked next is looked for meanwhile.
+        let any = row(Identity::ANY);
+        (judged.drop, judged.rule) = precedence(row(ends.remote), any);
     }
     judged
 }

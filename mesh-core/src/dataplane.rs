@@ -22,7 +22,7 @@ mod rows;
 pub mod vigil;
 pub mod why;
 
-pub use rows::longest;
+pub use rows::{RowWrite, layout, longest};
 
 /// The tables of one node, as plain values.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -260,18 +260,20 @@ fn moved<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = 
     changed.chain(cut_out).map(|(prefix, _)| *prefix)
 }
 
+/// Side by side, as both are sorted.
 fn rows(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
-    let set = desired
-        .rows
-        .iter()
-        .filter(|(prefix, entry)| observed.rows.get(*prefix) != Some(*entry))
-        .map(|(prefix, entry)| TableOp::SetRow(*prefix, *entry));
-    let remove = observed
-        .rows
-        .keys()
-        .filter(|prefix| !desired.rows.contains_key(*prefix))
-        .map(|prefix| TableOp::RemoveRow(*prefix));
-    set.chain(remove).collect()
+    let mut ops = Vec::new();
+    let mut old = observed.rows.iter().peekable();
+    for (prefix, entry) in &desired.rows {
+        while let Some((gone, _)) = old.next_if(|(other, _)| *other < prefix) {
+            ops.push(TableOp::RemoveRow(*gone));
+        }
+        if old.next_if(|(other, _)| *other == prefix) != Some((prefix, entry)) {
+            ops.push(TableOp::SetRow(*prefix, *entry));
+        }
+    }
+    ops.extend(old.map(|(gone, _)| TableOp::RemoveRow(*gone)));
+    ops
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@ use core::cell::Cell;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{ArrayOfMaps, LpmTrie};
+use aya_ebpf::btf_maps::{self, ArrayOfMaps};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
-use mesh_common::{Address, Facts, Identity, IdentityEntry, PolicyEntry, PolicyKey, Verdict};
+use mesh_common::policy::RowKey;
+use mesh_common::{Address, Facts, Identity, IdentityEntry, Verdict};
 
 #[map(name = "cfg")]
 pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
@@ -26,12 +27,18 @@ pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
 
 /// One policy, in a map of its own: user space fills another and puts it here in one step.
 ///
-/// Its values are a [`PolicyEntry`] word by word. Before 6.2 the kernel takes a map whose type
+/// Its values are a [`mesh_common::policy::Row`] word by word. Before 6.2 the kernel takes a map whose type
 /// information names a struct for another kind than user space's, which has none (`timer_off` in
 /// `bpf_map_meta_equal`), and refuses the swap.
 #[btf_map(name = "pol")]
-pub static POL: ArrayOfMaps<LpmTrie<PolicyKey, [u32; 2], { maps::POLICY_CAPACITY as usize }>, 1> =
-    ArrayOfMaps::new();
+pub static POL: ArrayOfMaps<Policy, 1> = ArrayOfMaps::new();
+
+type Policy = btf_maps::HashMap<
+    RowKey,
+    [u32; 3],
+    { maps::POLICY_CAPACITY as usize },
+    { BPF_F_NO_PREALLOC as usize },
+>;
 
 /// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]
@@ -86,14 +93,13 @@ pub struct Scratch {
     pub asked: Asked,
 }
 
-/// What look-ups have found, and what those answer that find nothing: here a verifier takes both for
+/// What look-ups have found, and what one answers that finds nobody: here a verifier takes both for
 /// the same.
 pub struct Asked {
     /// Whether the table holds the flow, alive or not.
     pub established: Cell<u32>,
     pub half_open: Cell<u32>,
     pub nobody: IdentityEntry,
-    pub no_row: PolicyEntry,
 }
 
 // SAFETY: it lies in a map of which every CPU has its own.
@@ -110,7 +116,6 @@ impl Asked {
             (&raw mut self.nobody.identity).write_volatile(Identity::UNKNOWN);
             (&raw mut self.nobody.flags).write_volatile(0);
             (&raw mut self.nobody.peer).write_volatile(0);
-            (&raw mut self.no_row).write_volatile(PolicyEntry::NONE);
         }
     }
 }

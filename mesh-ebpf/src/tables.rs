@@ -11,10 +11,10 @@ use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{Bucket, ICMP_ERRORS, PeerLoad};
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
 use mesh_common::maps::Config;
-use mesh_common::policy::PolicyPrefix;
+use mesh_common::policy::{Row, RuleId, longest};
 use mesh_common::verdict::{Lookup, STICKY, rate};
 use mesh_common::{
-    Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
+    Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
 use crate::maps::{Asked, CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
@@ -246,12 +246,12 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
-        let mut entry = &self.asked.no_row;
-        if let Some(policy) = POL.get(0) {
-            let key = Key::new(PolicyPrefix::EXACT, *key);
-            entry = policy.get(&key).map_or(entry, of_words);
+        let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
+        let answer = row(key.remote, key.local, about | u32::from(key.port.get()));
+        PolicyEntry {
+            flags: answer as u32,
+            rule: RuleId((answer >> 32) as u32),
         }
-        *entry
     }
 
     #[inline(always)]
@@ -302,11 +302,30 @@ impl Lookup for Tables<'_> {
     }
 }
 
+/// What the longest row around a [`PolicyKey`] says: the flags, and above them the rule. A function of its
+/// own, because it is asked in many places; of numbers, because it is the deepest on the stack.
+#[inline(never)]
+fn row(remote: Be32, local: Be32, about: u32) -> u64 {
+    let key = PolicyKey {
+        remote,
+        local,
+        direction: (about >> 24) as u8,
+        proto: (about >> 16) as u8,
+        port: Be16::new(about as u16),
+    };
+    let entry = match POL.get(0) {
+        // SAFETY: copied at once; user space replaces rows whole.
+        Some(policy) => longest(&key, |key| unsafe { policy.get(key) }.map(of_words)),
+        None => PolicyEntry::NONE,
+    };
+    u64::from(entry.rule.0) << 32 | u64::from(entry.flags)
+}
+
 /// The map's values, for what they are.
 #[inline(always)]
-fn of_words(words: &[u32; 2]) -> &PolicyEntry {
-    const _: () = assert!(size_of::<PolicyEntry>() == size_of::<[u32; 2]>());
-    const _: () = assert!(align_of::<PolicyEntry>() == align_of::<[u32; 2]>());
-    // SAFETY: the entry is two words, every pattern of which is one.
+fn of_words(words: &[u32; 3]) -> &Row {
+    const _: () = assert!(size_of::<Row>() == size_of::<[u32; 3]>());
+    const _: () = assert!(align_of::<Row>() == align_of::<[u32; 3]>());
+    // SAFETY: the row is three words, every pattern of which is one.
     unsafe { &*core::ptr::from_ref(words).cast() }
 }

@@ -234,8 +234,10 @@ impl Dataplane {
     }
 
     /// Forgets flows whose time is long over; returns how many stand. To be called every few seconds:
-    /// the packet path honours timeouts by itself, this frees their memory.
+    /// the packet path honours timeouts by itself, this frees their memory. And does what the last change
+    /// has left for later.
     pub fn sweep(&mut self) -> Result<usize, ApplyError> {
+        self.kernel.settle();
         self.kernel.sweep()
     }
 

@@ -1,7 +1,8 @@
 //! Writes the tables into the kernel, step by step, as mesh-core orders them.
 //!
 //! Two policies lie in the kernel, and one is in use. A change is written into the other, which is
-//! then swapped in, and the same change into what is now the other: work in proportion to the change.
+//! then swapped in; and when there is time the same change into what is now the other: work in
+//! proportion to the change. Only when one has become too small is another made, and filled with all of it.
 //! What a step has done is noted at once, so that after an error the next attempt starts from what
 //! really is there.
 
@@ -17,18 +18,14 @@ use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
 use mesh_common::maps::{self, Config, Count};
-use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, IdentityEntry, PolicyEntry, PolicyKey, RuleId};
-use mesh_core::dataplane::{Settings, TableOp, Tables, reconcile};
+use mesh_common::{Address, IdentityEntry, RuleId};
+use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, layout, reconcile};
 
 use super::clock::{self, Clock};
 use super::error::AttachError;
 use super::loader::{Foreign, Options};
+use super::policy::Policy;
 
-type Policy = LpmTrie<MapData, PolicyKey, PolicyEntry>;
-
-/// `BPF_F_NO_PREALLOC`: the kernel insists on it for tries.
-const NO_PREALLOC: u32 = 1;
 /// `BPF_NOEXIST`: do not overwrite.
 const ONLY_NEW: u64 = 1;
 
@@ -67,7 +64,7 @@ pub struct Kernel {
     cfg: Array<MapData, Config>,
     exact: HashMap<MapData, Address, IdentityEntry>,
     cidr: LpmTrie<MapData, Address, IdentityEntry>,
-    outer: ArrayOfMaps<MapData, Policy>,
+    outer: ArrayOfMaps<MapData, MapData>,
     rule_ctr: PerCpuHashMap<MapData, u32, Count>,
     pub(super) reason_ctr: PerCpuArray<MapData, Count>,
     pub(super) events_lost: PerCpuArray<MapData, u64>,
@@ -82,8 +79,10 @@ pub struct Kernel {
     observed: Tables,
     /// The policy in use, once it is one of ours.
     active: Option<Policy>,
-    /// The other one, equal to it between two changes.
+    /// The other one, if it is equal to it.
     shadow: Option<Policy>,
+    /// The other one, if the last change is still to be made in it.
+    behind: Option<(Policy, Vec<RowWrite>)>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -133,6 +132,7 @@ impl Kernel {
             observed: Tables::default(),
             active: None,
             shadow: None,
+            behind: None,
         };
         kernel.adopt().map_err(|source| AttachError::Map {
             map: "of an earlier agent",
@@ -197,24 +197,14 @@ impl Kernel {
         check_room(desired)?;
         let ops = reconcile(&self.observed, desired);
         let step = ApplyError::at;
-        if ops.iter().any(|op| matches!(op, TableOp::Swap)) {
-            self.prepare_shadow()?;
-        }
         for op in &ops {
             match op {
                 TableOp::Blank(prefix) => self.identify(*prefix, IdentityEntry::UNKNOWN)?,
                 TableOp::Identify(prefix, entry) => self.identify(*prefix, *entry)?,
                 TableOp::Forget(prefix) => self.forget(prefix)?,
-                TableOp::SetRow(..) | TableOp::RemoveRow(_) => {
-                    if let Some(shadow) = &mut self.shadow
-                        && let Err(error) = change(shadow, op)
-                    {
-                        // Half a change lies in it: it is of no use any more.
-                        self.shadow = None;
-                        return Err(step("write a row of the policy")(error));
-                    }
-                }
-                TableOp::Settle => self.settle()?,
+                TableOp::Settle => self.quiesce()?,
+                // All at once, when they are to be swapped in.
+                TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
                 TableOp::Swap => self.swap(&ops, desired)?,
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => {
@@ -236,61 +226,68 @@ impl Kernel {
             .map_err(step("raise the generation"))
     }
 
-    /// A policy that is not in use and equals the one that is.
-    fn prepare_shadow(&mut self) -> Result<(), ApplyError> {
-        if self.shadow.is_some() {
-            return Ok(());
+    /// Makes the last change in the policy that has gone out of use. If that fails, the next change starts
+    /// from a fresh one.
+    pub fn settle(&mut self) {
+        if let Some((before, writes)) = self.behind.take()
+            && before.write(&writes).is_ok()
+        {
+            self.shadow = Some(before);
         }
-        let mut shadow = Policy::create(maps::POLICY_CAPACITY, NO_PREALLOC)
-            .map_err(ApplyError::at("make a map for the policy"))?;
-        // Of an earlier agent's policy nothing is known: then every row comes with the change.
-        if self.active.is_some() {
-            for (prefix, entry) in &self.observed.rows {
-                shadow
-                    .insert(&key(prefix), *entry, 0)
-                    .map_err(ApplyError::at("copy a row of the policy"))?;
-            }
-        }
-        self.shadow = Some(shadow);
-        Ok(())
     }
 
     /// The kernel waits for all programs that run when the policy is set, even to what it is.
     ///
     /// That of an earlier agent cannot be named, so an empty one takes its place until the swap, and new
     /// flows are denied meanwhile: some milliseconds, where numbers have changed while no agent ran.
-    fn settle(&mut self) -> Result<(), ApplyError> {
+    fn quiesce(&mut self) -> Result<(), ApplyError> {
         let step = ApplyError::at("wait for packets under way");
         match &self.active {
-            Some(active) => self.outer.set(0, active, 0),
-            None => Policy::create(maps::POLICY_CAPACITY, NO_PREALLOC)
-                .and_then(|empty| self.outer.set(0, &empty, 0)),
+            Some(active) => self.outer.set(0, active.map(), 0),
+            None => Policy::create(0).and_then(|empty| self.outer.set(0, empty.map(), 0)),
         }
         .map_err(step)
     }
 
     fn swap(&mut self, ops: &[TableOp], desired: &Tables) -> Result<(), ApplyError> {
-        let Some(next) = self.shadow.take() else {
-            return Ok(());
+        self.settle();
+        let changed = || {
+            ops.iter().filter_map(|op| match op {
+                TableOp::SetRow(prefix, _) | TableOp::RemoveRow(prefix) => Some(prefix),
+                _ => None,
+            })
+        };
+        let writes = layout(changed(), &desired.rows);
+        let rows = desired.rows.len();
+        // If writing fails, it lies half written in one that nobody will use.
+        let failed = |error| ApplyError::at("write the policy's rows")(MapError::IoError(error));
+        let next = match self.shadow.take() {
+            Some(shadow) if shadow.has_room(rows) => {
+                shadow.write(&writes).map_err(failed)?;
+                shadow
+            }
+            _ => {
+                let made = Policy::create(rows);
+                let policy = made.map_err(ApplyError::at("make a map for the policy"))?;
+                let all = layout(desired.rows.keys(), &desired.rows);
+                policy.write(&all).map_err(failed)?;
+                policy
+            }
         };
         // When this returns, no CPU uses the old policy any more.
-        if let Err(error) = self.outer.set(0, &next, 0) {
+        if let Err(error) = self.outer.set(0, next.map(), 0) {
             return Err(ApplyError::at("swap the policy")(error));
         }
         let before = self.active.replace(next);
-        self.observed.rows.clone_from(&desired.rows);
-        // The same change once more, into what has just gone out of use. If that fails, or if the old
-        // policy was not ours, the next change starts from a fresh copy.
-        if let Some(mut before) = before {
-            let rows = |op: &&TableOp| matches!(op, TableOp::SetRow(..) | TableOp::RemoveRow(_));
-            if ops
-                .iter()
-                .filter(rows)
-                .all(|op| change(&mut before, op).is_ok())
-            {
-                self.shadow = Some(before);
-            }
+        for prefix in changed() {
+            match desired.rows.get(prefix) {
+                Some(entry) => self.observed.rows.insert(*prefix, *entry),
+                None => self.observed.rows.remove(prefix),
+            };
         }
+        // What is not ours is forgotten, and what is too small.
+        let before = before.filter(|before| before.has_room(rows));
+        self.behind = before.map(|before| (before, writes));
         Ok(())
     }
 
@@ -372,18 +369,6 @@ fn check_room(tables: &Tables) -> Result<(), ApplyError> {
         }
     }
     Ok(())
-}
-
-fn key(prefix: &PolicyPrefix) -> Key<PolicyKey> {
-    Key::new(prefix.len, prefix.key)
-}
-
-fn change(policy: &mut Policy, op: &TableOp) -> Result<(), MapError> {
-    match op {
-        TableOp::SetRow(prefix, entry) => policy.insert(&key(prefix), *entry, 0),
-        TableOp::RemoveRow(prefix) => ignore_missing(policy.remove(&key(prefix))),
-        _ => Ok(()),
-    }
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_common::policy::PolicyPrefix;
+use mesh_common::policy::{PolicyPrefix, Row, RowKey};
 use mesh_common::{Be16, PolicyEntry, PolicyKey};
 
 use crate::netmap::{Action, Entry, EntryKey, NodePolicy, PortRange};
@@ -157,7 +157,78 @@ impl Ports {
     }
 }
 
-/// The longest row around `key`, as the kernel's trie finds it, where `row` finds rows by their prefix.
+/// One of the kernel's rows as it should be; `None`: it should not be there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowWrite {
+    pub at: RowKey,
+    pub row: Option<Row>,
+}
+
+/// What the kernel must write when `changed` rows have become what `rows` has of them. With each go the ends that it is about: their row says of which lengths others are.
+pub fn layout<'a>(
+    changed: impl IntoIterator<Item = &'a PolicyPrefix>,
+    rows: &BTreeMap<PolicyPrefix, PolicyEntry>,
+) -> Vec<RowWrite> {
+    let mut writes = Vec::new();
+    let mut ends = BTreeSet::new();
+    for prefix in changed {
+        let key = prefix.key;
+        ends.insert((key.remote, key.local, key.direction));
+        if prefix.len != PolicyPrefix::ANY_PROTO
+            && let Some(at) = RowKey::of(prefix)
+        {
+            let row = rows.get(prefix).map(|entry| Row {
+                entry: *entry,
+                lengths: 0,
+            });
+            writes.push(RowWrite { at, row });
+        }
+    }
+    for (remote, local, direction) in ends {
+        let first = PolicyKey {
+            remote,
+            local,
+            direction,
+            proto: 0,
+            port: Be16::new(0),
+        };
+        writes.push(RowWrite {
+            at: RowKey::every_proto(&first),
+            row: every_proto(first, rows),
+        });
+    }
+    writes
+}
+
+/// The row that speaks for every protocol between the ends of `first`, the least key about them.
+fn every_proto(first: PolicyKey, rows: &BTreeMap<PolicyPrefix, PolicyEntry>) -> Option<Row> {
+    let last = PolicyKey {
+        proto: u8::MAX,
+        port: Be16::new(u16::MAX),
+        ..first
+    };
+    let of_length = |len| {
+        let between = |key| PolicyPrefix { len, key };
+        let mut others = rows.range(between(first)..=between(last));
+        others.next().map_or(0, |_| Row::length(len))
+    };
+    let lengths = (PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT)
+        .map(of_length)
+        .fold(0, |lengths, length| lengths | length);
+    let own = PolicyPrefix {
+        len: PolicyPrefix::ANY_PROTO,
+        key: first,
+    };
+    match rows.get(&own) {
+        None if lengths == 0 => None,
+        entry => Some(Row {
+            entry: entry.copied().unwrap_or(PolicyEntry::NONE),
+            lengths,
+        }),
+    }
+}
+
+/// The longest row around `key`, where `row` finds rows by their prefix.
 pub fn longest(key: &PolicyKey, row: impl Fn(&PolicyPrefix) -> Option<PolicyEntry>) -> PolicyEntry {
     let port = u32::from(key.port.get());
     let ports = (PolicyPrefix::ANY_PORT..=PolicyPrefix::EXACT)

@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use mesh_common::policy::{Row, RowKey};
 use mesh_common::verdict::precedence;
-use mesh_common::{Be32, DropReason, PolicyKey};
+use mesh_common::{Be32, DropReason, PolicyKey, policy};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -246,8 +247,40 @@ fn passes(tables: &Tables, remote: Identity, local: Identity, flow: &Flow) -> Op
     Some(matches!(ask(tables, &flow), Some((Action::Accept, _))))
 }
 
+/// What the kernel holds of the rows after these writes.
+fn write(kernel: &mut BTreeMap<RowKey, Row>, writes: Vec<RowWrite>) {
+    for write in writes {
+        match write.row {
+            Some(row) => kernel.insert(write.at, row),
+            None => kernel.remove(&write.at),
+        };
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_kernels_rows_answer_as_ours_do(from in policy(), to in policy(), flows in vec(flow(), 1..40)) {
+        let (from, to) = (tables(&from), tables(&to));
+        let (mut kernel, mut afresh) = (BTreeMap::new(), BTreeMap::new());
+        write(&mut kernel, layout(from.rows.keys(), &from.rows));
+        let ops = reconcile(&from, &to);
+        let changed = ops.iter().filter_map(|op| match op {
+            TableOp::SetRow(prefix, _) | TableOp::RemoveRow(prefix) => Some(prefix),
+            _ => None,
+        });
+        write(&mut kernel, layout(changed, &to.rows));
+        write(&mut afresh, layout(to.rows.keys(), &to.rows));
+        prop_assert_eq!(&kernel, &afresh);
+        for flow in flows {
+            for remote in [flow.remote, Identity::ANY] {
+                let key = PolicyKey::new(remote, flow.local, flow.direction, flow.proto, flow.port);
+                let found = policy::longest(&key, |at| kernel.get(at));
+                prop_assert_eq!(found, to.row(&key), "{:?}", key);
+            }
+        }
+    }
 
     #[test]
     fn rows_answer_as_the_entries_read(policy in policy(), flows in vec(flow(), 1..40)) {
