@@ -96,8 +96,12 @@ pub const ID_EXACT_CAPACITY: u32 = 65_536;
 pub const ID_CIDR_CAPACITY: u32 = 16_384;
 /// Rows of one policy; memory is taken only for what is there.
 pub const POLICY_CAPACITY: u32 = 262_144;
-/// Half-open flows, and at least as many established ones.
+/// Established flows, at least.
 pub const FLOW_CAPACITY: u32 = 65_536;
+/// Half-open flows. So many last for what [`crate::budget::NEW_FLOWS`] says and twice as long, and more
+/// would only lie further from the processor, which looks into this table for every new flow. A few more
+/// than a power of two: the kernel then makes two buckets for each, and looks at fewer flows in vain.
+pub const HALF_OPEN_CAPACITY: u32 = 32_768 + 64;
 /// Established flows, however much memory there is: a sweep over them takes two seconds.
 pub const MAX_FLOW_CAPACITY: u32 = 1 << 20;
 pub const FRAGMENT_CAPACITY: u32 = 8_192;

@@ -115,6 +115,27 @@ impl Facts {
         }
     }
 
+    /// Of a packet that [`usual`] could read, as [`parse`] would give them if it does not refuse the TCP
+    /// flags.
+    #[inline(always)]
+    pub const fn usual(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8) -> Self {
+        let port = match direction {
+            Direction::Ingress => key.local_port,
+            Direction::Egress => key.remote_port,
+        };
+        Self {
+            key: *key,
+            remote: key.remote,
+            direction,
+            kind,
+            tcp,
+            fragment: Fragment::Whole,
+            port: port.get(),
+            transport: if key.remote.is_mapped() { 20 } else { 40 },
+            fragment_id: 0,
+        }
+    }
+
     /// Under which the first fragment leaves its ports, and later ones look for them.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey {

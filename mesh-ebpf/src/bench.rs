@@ -4,7 +4,7 @@
 //! is measured by one that does nothing else.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, stmt_expr_attributes)]
 #![expect(
     internal_features,
     reason = "atomic addition: core has no AtomicU64 for a target without compare-and-swap"

@@ -9,16 +9,16 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use mesh_common::budget::{Bucket, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent, KIND_RATE, PEER_RATE};
 use mesh_common::flow::{FlowEntry, FlowKey};
-use mesh_common::{Be16, Direction, Verdict, maps};
+use mesh_common::{Be16, Direction, Effect, Verdict, maps};
 
-use crate::maps::{DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
+use crate::maps::{Asked, DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
 use crate::meta::Meta;
 use crate::{stats, tables};
 
 /// Bytes in the ring that are worth a wake-up before the reader's next poll.
 const PLENTY: u64 = maps::EVENTS_BYTES as u64 / 4;
 
-/// Tells what became of the flow that `entry` tells of.
+/// Tells what became of the flow that `entry` tells of, if it [`is_heard`].
 #[inline(never)]
 pub fn flow(
     kind: EventKind,
@@ -27,9 +27,6 @@ pub fn flow(
     meta: &Meta,
     entry: &FlowEntry,
 ) -> u32 {
-    if !is_heard(kind, verdict.state.peer, meta.now) {
-        return lose(kind);
-    }
     let Some(event) = EVENT.get_ptr_mut(0) else {
         return 0;
     };
@@ -94,7 +91,7 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
         }
     }
     let kind = EventKind::Denied;
-    if !is_heard(kind, verdict.state.peer, meta.now) {
+    if !has_token(kind, verdict.state.peer, meta.now) {
         return lose(kind);
     }
     let Some(event) = EVENT.get_ptr_mut(0) else {
@@ -140,10 +137,24 @@ fn send(event: &FlowEvent, kind: EventKind) -> u32 {
     }
 }
 
+/// Whether an event of the flow may be told; otherwise it is counted as lost. The peer of a flow that was
+/// opened has been asked already, when the flow was counted.
+#[inline(always)]
+pub fn is_heard(kind: EventKind, verdict: &Verdict, now: u64, asked: &Asked) -> bool {
+    let heard = match verdict.effect {
+        Effect::Open => asked.heard.get() != 0 && kind_has_token(kind, now),
+        _ => has_token(kind, verdict.state.peer, now),
+    };
+    if !heard {
+        lose(kind);
+    }
+    heard
+}
+
 /// Whether there is a token for an event about this peer, and one for its kind. Revocations cost their
 /// peer nothing: there are never more of them than flows.
 #[inline(always)]
-fn is_heard(kind: EventKind, peer: u32, now: u64) -> bool {
+fn has_token(kind: EventKind, peer: u32, now: u64) -> bool {
     if !matches!(kind, EventKind::Revoked) {
         let Some(load) = tables::load(peer) else {
             return false;
@@ -153,6 +164,11 @@ fn is_heard(kind: EventKind, peer: u32, now: u64) -> bool {
             return false;
         }
     }
+    kind_has_token(kind, now)
+}
+
+#[inline(always)]
+fn kind_has_token(kind: EventKind, now: u64) -> bool {
     match EVENT_TOKENS.get_ptr_mut(kind as u32) {
         // SAFETY: the slot of this CPU.
         Some(tokens) => unsafe { take(tokens, now, &KIND_RATE) },
@@ -162,7 +178,7 @@ fn is_heard(kind: EventKind, peer: u32, now: u64) -> bool {
 
 /// SAFETY: `bucket` points to one.
 #[inline(always)]
-unsafe fn take(bucket: *mut Bucket, now: u64, rate: &Rate) -> bool {
+pub unsafe fn take(bucket: *mut Bucket, now: u64, rate: &Rate) -> bool {
     // SAFETY: the caller's word.
     unsafe {
         if !(*bucket).has(now, rate) {

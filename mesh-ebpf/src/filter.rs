@@ -3,18 +3,19 @@
 //! Nearly every packet belongs to an established flow and has its headers where they usually are, so
 //! [`run`] asks that question first, in one look-up, and leaves everything else to [`judge`].
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::programs::TcContext;
 use mesh_common::event::{EventKind, Explanation};
-use mesh_common::flow::FragmentEntry;
+use mesh_common::flow::{FlowKey, FragmentEntry};
 use mesh_common::maps::Config;
 use mesh_common::packet::{self, Fragment, Kind};
 use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, CT_EST, FRAG, SCRATCH, Scratch};
+use crate::maps::{CFG, CT_EST, CT_NEW, FRAG, SCRATCH, Scratch};
 use crate::meta::Meta;
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
@@ -26,36 +27,77 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         return DROP;
     };
     let generation = config.generation;
-    let goes_on = packet::usual(&Linear::<AT>(ctx), direction, |key, kind, tcp| {
-        let Some(entry) = CT_EST.get_ptr_mut(key) else {
-            return false;
-        };
-        let meta = Meta::new(ctx, AT, direction, config);
-        // SAFETY: the pointer that the look-up returned.
-        unsafe {
-            let state = &(*entry).state;
-            if !continues(kind, key.proto, tcp, meta.now, generation, state) {
+    let seen = Cell::new(Seen::Nothing);
+    let goes_on = packet::usual(
+        &Linear::<AT>(ctx),
+        direction,
+        // Two callers would share it, and each packet pay for the call.
+        #[inline(always)]
+        |key, kind, tcp| {
+            let Some(entry) = CT_EST.get_ptr_mut(key) else {
+                // Here, because the processor then waits for both tables at once.
+                let is_new = CT_NEW.get_ptr(key).is_none();
+                seen.set(remember(key, direction, kind, tcp, is_new));
                 return false;
+            };
+            let meta = Meta::new(ctx, AT, direction, config);
+            // SAFETY: the pointer that the look-up returned.
+            unsafe {
+                let state = &(*entry).state;
+                if !continues(kind, key.proto, tcp, meta.now, generation, state) {
+                    return false;
+                }
+                tables::touch(entry, &meta, meta.now);
             }
-            tables::touch(entry, &meta, meta.now);
-        }
-        stats::passed(&meta);
-        true
-    });
+            stats::passed(&meta);
+            true
+        },
+    );
     if goes_on {
         return NEXT;
     }
+    if let Seen::Nothing = seen.get() {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+            return DROP;
+        };
+        // Here and not in `judge`: their frames do not fit on one stack where the kernel counts a frame in
+        // steps of 32 bytes, as 6.1 does; newer ones take steps of 16.
+        // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+        let readable = unsafe {
+            let Scratch { facts, verdict, .. } = &mut *scratch;
+            read(&Skb::<AT>::new(ctx), direction, facts, verdict)
+        };
+        if readable {
+            seen.set(Seen::Facts);
+        }
+    }
+    judge::<AT>(ctx, config, direction, seen.get())
+}
+
+/// What [`run`] knows of a packet that is to be judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It cannot be read.
+    Nothing,
+    /// Its facts.
+    Facts,
+    /// And that no table has a flow for them.
+    NewFlow,
+}
+
+/// Leaves the facts of a packet that is not in `ct_est` for [`judge`].
+#[inline(never)]
+fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, is_new: bool) -> Seen {
+    if matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp) {
+        return Seen::Nothing;
+    }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return DROP;
+        return Seen::Nothing;
     };
-    // Here and not in `judge`: their frames do not fit on one stack where the kernel counts a frame in
-    // steps of 32 bytes, as 6.1 does; newer ones take steps of 16.
+    let facts = Facts::usual(key, direction, kind, tcp);
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
-    let readable = unsafe {
-        let Scratch { facts, verdict, .. } = &mut *scratch;
-        read(&Skb::<AT>::new(ctx), direction, facts, verdict)
-    };
-    judge::<AT>(ctx, config, direction, readable)
+    unsafe { (*scratch).facts.write(facts) };
+    if is_new { Seen::NewFlow } else { Seen::Facts }
 }
 
 /// Every other packet, once it has been read.
@@ -64,7 +106,7 @@ fn judge<const AT: usize>(
     ctx: &TcContext,
     config: &Config,
     direction: Direction,
-    readable: bool,
+    seen: Seen,
 ) -> i32 {
     let meta = &Meta::new(ctx, AT, direction, config);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
@@ -78,8 +120,9 @@ fn judge<const AT: usize>(
         asked,
     } = unsafe { &mut *scratch };
     asked.forget();
+    asked.absent = u32::from(seen == Seen::NewFlow);
     let tables = Tables::new(config, asked);
-    if readable {
+    if seen != Seen::Nothing {
         // SAFETY: written, as nothing was refused.
         reach(
             unsafe { facts.assume_init_mut() },
@@ -98,7 +141,9 @@ fn judge<const AT: usize>(
             events::deny(&facts.key, facts.port, facts.tcp, verdict, meta);
         }
         Some(kind) => {
-            events::flow(kind, &facts.key, verdict, meta, entry);
+            if events::is_heard(kind, verdict, meta.now, asked) {
+                events::flow(kind, &facts.key, verdict, meta, entry);
+            }
         }
     }
     if !verdict.passes() {
@@ -250,7 +295,7 @@ fn clamp<const AT: usize>(ctx: &TcContext, config: &Config, facts: &Facts) {
     } else {
         config.mss_v6
     };
-    if max != 0 {
+    if max != 0 && !mss::fits::<AT>(ctx, facts.transport, max) {
         mss::clamp(ctx, AT + facts.transport as usize, max);
     }
 }

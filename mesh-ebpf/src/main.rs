@@ -3,7 +3,7 @@
 //! Another object, `bench.rs`, has the same parts and what only the benchmark runs.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, stmt_expr_attributes)]
 #![expect(
     internal_features,
     reason = "atomic addition: core has no AtomicU64 for a target without compare-and-swap"

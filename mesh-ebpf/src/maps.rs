@@ -47,7 +47,7 @@ pub static CT_EST: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(maps:
 /// Half-open flows, which a flood may evict.
 #[map(name = "ct_new")]
 pub static CT_NEW: LruHashMap<FlowKey, FlowEntry> =
-    LruHashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
+    LruHashMap::with_max_entries(maps::HALF_OPEN_CAPACITY, 0);
 
 #[map(name = "frag")]
 pub static FRAG: LruHashMap<FragmentKey, FragmentEntry> =
@@ -96,9 +96,13 @@ pub struct Scratch {
 /// What look-ups have found, and what one answers that finds nobody: here a verifier takes both for
 /// the same.
 pub struct Asked {
+    /// Whether it is known that neither table holds the flow.
+    pub absent: u32,
     /// Whether the table holds the flow, alive or not.
     pub established: Cell<u32>,
     pub half_open: Cell<u32>,
+    /// Whether the peer of a flow that was opened had a token for an event.
+    pub heard: Cell<u32>,
     pub nobody: IdentityEntry,
 }
 
@@ -113,6 +117,8 @@ impl Asked {
         unsafe {
             (&raw mut self.established).write_volatile(Cell::new(0));
             (&raw mut self.half_open).write_volatile(Cell::new(0));
+            (&raw mut self.absent).write_volatile(0);
+            (&raw mut self.heard).write_volatile(Cell::new(0));
             (&raw mut self.nobody.identity).write_volatile(Identity::UNKNOWN);
             (&raw mut self.nobody.flags).write_volatile(0);
             (&raw mut self.nobody.peer).write_volatile(0);

@@ -1,7 +1,27 @@
 //! Lowers the MSS option of a SYN to what fits the mesh.
 
 use aya_ebpf::programs::TcContext;
+use mesh_common::packet::Bytes as _;
 use mesh_common::tcp::{self, MAX_OPTION_STEPS, OptionStep};
+
+use crate::skb::Linear;
+
+/// Whether the SYN's first option, as is the rule, is an MSS, and not above `max` either. `transport` is
+/// where the TCP header starts, seen from the IP header.
+#[inline(always)]
+pub fn fits<const AT: usize>(ctx: &TcContext, transport: u16, max: u16) -> bool {
+    let linear = Linear::<AT>(ctx);
+    let (length, option) = match transport {
+        20 => (linear.words::<32, 1>(), linear.words::<40, 1>()),
+        40 => (linear.words::<52, 1>(), linear.words::<60, 1>()),
+        _ => (None, None),
+    };
+    let (Some([length]), Some([option])) = (length, option) else {
+        return false;
+    };
+    let option = u32::from_be(option);
+    u32::from_be(length) >> 28 > 5 && option >> 16 == 0x0204 && option as u16 <= max
+}
 
 /// `at` is where the TCP header starts. A packet that cannot be changed passes as it is: the path MTU
 /// then does slowly what the option would have done at once.

@@ -9,6 +9,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{Bucket, ICMP_ERRORS, PeerLoad};
+use mesh_common::event::PEER_RATE;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
 use mesh_common::maps::Config;
 use mesh_common::policy::{Row, RuleId, longest};
@@ -17,6 +18,7 @@ use mesh_common::{
     Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
+use crate::events;
 use crate::maps::{Asked, CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
 use crate::meta::Meta;
 
@@ -80,6 +82,8 @@ impl<'a> Tables<'a> {
                 unsafe {
                     let tokens = &mut (*load).new[opened as usize & 1];
                     *tokens = tokens.taken(meta.now, rate(opened));
+                    let heard = events::take(&raw mut (*load).events, meta.now, &PEER_RATE);
+                    self.asked.heard.set(u32::from(heard));
                 }
             }
             // One that was running already.
@@ -224,6 +228,9 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn flow(&self, stage: Stage, key: &FlowKey) -> Option<FlowState> {
+        if self.asked.absent != 0 {
+            return None;
+        }
         let (found, asked) = match stage {
             Stage::Established => (CT_EST.get_ptr(key)?, &self.asked.established),
             Stage::HalfOpen => (CT_NEW.get_ptr(key)?, &self.asked.half_open),
