@@ -85,11 +85,7 @@ fn bar(name: &str, median: impl Fn(&str) -> f64) -> Option<f64> {
         "new_denied" => Some(350.0),
         "policy_100000" => Some(1.3 * median("policy_10")),
         "swap_10000" => Some(50.0),
-        // Half of what conntrack with a verdict map adds.
-        "receive_mesh" => {
-            let bare = median("receive_bare");
-            Some(bare + (median("receive_nft_conntrack_map") - bare) / 2.0)
-        }
+        "added_mesh" => Some(median("added_nft_conntrack_map") / 2.0),
         _ => None,
     }
 }

@@ -4,7 +4,9 @@
 //!   BPF_PROG_TEST_RUN, live frames ─► g0 ═ veth ═ d0 ─► filter ─► UDP socket with a full buffer
 //! ```
 //! All on one CPU, so the time from the first frame to the last is that of the whole path. The filters
-//! take turns, round by round. The flow is established for ours and for conntrack alike.
+//! take turns, round by round, and what one adds is the median of its differences to nothing in the same
+//! round. A round sends its frames in ten parts and takes the quickest: what else a machine does only
+//! ever adds. The flow is established for ours and for conntrack alike.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -60,11 +62,23 @@ pub(super) fn measure(runs: usize) -> Result<Vec<Row>> {
             times.push(time);
         }
     }
-    let rows = FILTERS.iter().zip(times);
+    let added = |filter: usize| -> Vec<f64> {
+        let rounds = times[filter].iter().zip(&times[0]);
+        rounds.map(|(through, bare)| through - bare).collect()
+    };
+    let added = [
+        ("added_mesh", added(1)),
+        ("added_nft_conntrack_map", added(2)),
+    ];
+    let rows = FILTERS.iter().map(|(name, _)| *name).zip(times);
     Ok(rows
-        .map(|((name, _), times)| Row::new(name, "ns", times))
+        .chain(added)
+        .map(|(name, times)| Row::new(name, "ns", times))
         .collect())
 }
+
+/// Parts of a round.
+const PARTS: u32 = 10;
 
 struct Wire {
     generator: Ebpf,
@@ -125,25 +139,29 @@ impl Wire {
         self.sink
             .send_to(b"answer", (Ipv4Addr::from(THERE), PORTS[0]))?;
         let frames = if filter == Filter::List(1_000) {
-            40_000
+            4_000
         } else {
-            200_000
+            20_000
         };
-        self.send(frames / 4)?;
-        let begun = Instant::now();
         self.send(frames)?;
-        let time = begun.elapsed().as_secs_f64() * 1e9 / f64::from(frames);
+        let mut quickest = f64::INFINITY;
+        for _ in 0..PARTS {
+            let begun = Instant::now();
+            self.send(frames)?;
+            let time = begun.elapsed().as_secs_f64() * 1e9 / f64::from(frames);
+            quickest = quickest.min(time);
+        }
         run("nft", &["flush", "ruleset"], "")?;
         if let Some(bench) = mesh {
             let counters = bench.dataplane.counters()?;
             let passed = counters.passed[&Direction::Ingress].packets;
             ensure!(
-                passed >= u64::from(frames + frames / 4),
+                passed >= u64::from(frames * PARTS),
                 "our filter has seen {passed} frames"
             );
             bench.dataplane.detach()?;
         }
-        Ok(time)
+        Ok(quickest)
     }
 
     fn send(&self, frames: u32) -> Result<()> {

@@ -254,7 +254,9 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
 }
 
 /// What is allowed is another flow each time, and so takes turns among peers, none of which has tokens
-/// for many. What is denied leaves nothing behind, and may be the same.
+/// for many. What is denied is the same packet each time in `new_denied`, as when somebody tries again and
+/// again; and in `new_denied_random` another peer, port and service each time, more kinds than are
+/// counted apart, as when many scan.
 fn new(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
     let world = World { peers: 64, ..ONE };
     let me = ME.into();
@@ -284,6 +286,21 @@ fn new(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
         "empty",
         &packet,
         (runs, 50_000),
+    )?);
+    let elsewhere = World {
+        first_port: 30_000,
+        ..world
+    };
+    bench.dataplane.apply(&tables(elsewhere))?;
+    spread(bench, [world.peers, 0, 1_000])?;
+    ensure!(bench.verdict("varied_in", &packet)? == DROP, "a SYN passes");
+    rows.push(net(
+        bench,
+        "new_denied_random",
+        "varied_in",
+        "vary",
+        &packet,
+        times,
     )?);
     Ok(())
 }
@@ -317,7 +334,8 @@ fn by_size(small: &mut Bench, large: &mut Bench, runs: usize, rows: &mut Vec<Row
     Ok(())
 }
 
-/// From one policy of 10,000 rows to another that has no row in common with it.
+/// From one policy of 10,000 rows to another that has no row in common with it: until it is in force, and
+/// until the other copy is ready for the next, which nobody waits for.
 fn swap(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
     let one = World {
         peers: 400,
@@ -331,14 +349,17 @@ fn swap(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
     };
     let (one, other) = (tables(one), tables(other));
     bench.dataplane.apply(&one)?;
-    let mut times = Vec::new();
+    let (mut in_force, mut ready) = (Vec::new(), Vec::new());
     for run in 0..runs {
         let next = if run % 2 == 0 { &other } else { &one };
         let begun = Instant::now();
         bench.dataplane.apply(next)?;
-        times.push(begun.elapsed().as_secs_f64() * 1e3);
+        in_force.push(begun.elapsed().as_secs_f64() * 1e3);
+        bench.dataplane.kernel().settle();
+        ready.push(begun.elapsed().as_secs_f64() * 1e3);
     }
-    rows.push(Row::new("swap_10000", "ms", times));
+    rows.push(Row::new("swap_10000", "ms", in_force));
+    rows.push(Row::new("swap_10000_ready", "ms", ready));
     Ok(())
 }
 
