@@ -29,12 +29,6 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    /// What runs when no suite is named. A suite joins when it was seen whole on both kernels;
-    /// `--suite` runs the others.
-    pub(crate) fn usual() -> Vec<Self> {
-        vec![Self::Kernel, Self::Conformance]
-    }
-
     fn recipe(self) -> Recipe {
         match self {
             Self::Kernel => Recipe {
