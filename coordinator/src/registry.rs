@@ -161,13 +161,13 @@ fn allocate(draft: &Draft, owner: &Owner) -> Result<Addresses, Refusal> {
     let found = ipam::allocate(&world.mesh.pools, &allotment.nets, &taken);
     found.map_err(|full| {
         let nets: Vec<String> = allotment.nets.iter().map(ToString::to_string).collect();
-        let words = match allotment.pooled {
-            true => format!(
-                "every address of the ipPool {} that the policy has for this node belongs to a \
-                 node: an administrator can widen it in \"nodeAttrs\"",
+        let words = match allotment.line {
+            Some(line) => format!(
+                "every address of the ipPool {} that the policy has for this node, at line {line}, \
+                 belongs to a node: an administrator can widen it",
                 nets.join(", ")
             ),
-            false => full.to_string(),
+            None => full.to_string(),
         };
         Refusal::new(Fault::Exhausted, words)
     })

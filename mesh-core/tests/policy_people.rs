@@ -335,6 +335,51 @@ fn a_change_is_said_as_who_gains_and_who_loses() {
     assert!(diff(&world, (&old.0, &old.1), (&old.0, &old.1)).is_empty());
 }
 
+#[test]
+fn a_change_of_what_is_no_flow_is_said_too() {
+    let mesh = mesh();
+    let compiled = |text: &str| {
+        let document = Document::parse(text).unwrap().in_file("policy.hujson");
+        let compiled = compile(&document, &mesh.subjects(), None);
+        (document, compiled)
+    };
+    let old = compiled(
+        r#"{"tagOwners": {"tag:db": [], "tag:router": []},
+        "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:router"]}},
+        "nodeAttrs": [{"target": ["autogroup:member", "100.64.0.3"], "attr": ["magic"]}],
+        "grants": [{"src": ["ann@example.com"], "dst": ["tag:db"], "app": {"example.com/cap/sql": [{"role": "reader"}]}}],
+        }"#,
+    );
+    let new = compiled(
+        r#"{"tagOwners": {"tag:db": [], "tag:router": []},
+        "autoApprovers": {"routes": {"10.0.0.0/8": ["ann@example.com"]}, "exitNode": ["tag:router"]},
+        "nodeAttrs": [{"target": ["tag:db"], "attr": ["magic"]}, {"target": ["tag:db"], "ipPool": ["100.81.0.0/24"]}],
+        "grants": [{"src": ["autogroup:member"], "dst": ["tag:db"], "app": {"example.com/cap/sql": [{"role": "writer"}]}},
+          {"src": ["ann@example.com"], "dst": ["tag:db"], "app": {"example.com/cap/log": []}}],
+        }"#,
+    );
+    let world = mesh.world();
+    let changes = diff(&world, (&old.0, &old.1), (&new.0, &new.1));
+    let answer = diff_answer(&changes);
+    assert_snapshot!(answer.lines.join("\n"), @r#"
+    - ann@example.com may no longer hold example.com/cap/sql at tag:db with {"role":"reader"} (was policy.hujson:4)
+    + ann@example.com, bob@example.com may now hold example.com/cap/sql at tag:db with {"role":"writer"} (policy.hujson:4)
+    + ann@example.com may now hold example.com/cap/log at tag:db (policy.hujson:5)
+    - tag:router may no longer serve 10.0.0.0/8 without an administrator (was policy.hujson:2)
+    + tag:router may now serve 0.0.0.0/0 without an administrator (policy.hujson:2)
+    + ann@example.com may now serve 10.0.0.0/8 without an administrator (policy.hujson:2)
+    + tag:router may now serve ::/0 without an administrator (policy.hujson:2)
+    + tag:db may now take addresses of 100.81.0.0/24 for new nodes (policy.hujson:3)
+    - ann@example.com, bob@example.com may no longer have the attribute magic (was policy.hujson:3)
+    + db-2 may now have the attribute magic (policy.hujson:3)
+    "#);
+    assert_eq!(
+        answer.json["changes"][2]["capability"]["name"],
+        "example.com/cap/log"
+    );
+    assert!(diff(&world, (&new.0, &new.1), (&new.0, &new.1)).is_empty());
+}
+
 /// In a mesh where only ann has a node.
 fn asked_early(question: Question<'_>) -> String {
     let mut mesh = Mesh::default();

@@ -3,7 +3,7 @@
 //! What an attribute does is up to those who read it; here it is a name on a node. The one that
 //! changes what others are told is `disable-ipv4` ([`CompiledPolicy::allowed_ips`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::compile::CompiledPolicy;
 use super::resolve::{Extent, Resolver};
@@ -19,16 +19,20 @@ pub(super) struct Given {
     /// `None` is every node.
     targets: Option<Vec<Extent>>,
     names: Vec<String>,
+    /// Line of the text that says so.
+    line: u32,
 }
 
 pub(super) fn given(document: &Document, resolver: &Resolver<'_>) -> Vec<Given> {
     let clauses = document.node_attributes.iter().map(|clause| Given {
         targets: Some(resolver.extents(clause.target.iter())),
         names: clause.attributes.clone(),
+        line: document.lines.line(clause.span),
     });
     let randomize = document.randomize_client_port.then(|| Given {
         targets: None,
         names: vec![RANDOMIZE.to_owned()],
+        line: document.lines.line(document.randomize_span),
     });
     clauses.chain(randomize).collect()
 }
@@ -36,8 +40,13 @@ pub(super) fn given(document: &Document, resolver: &Resolver<'_>) -> Vec<Given> 
 impl CompiledPolicy {
     /// The names that `nodeAttrs` gives a node.
     pub fn attributes(&self, id: NodeId) -> BTreeSet<String> {
+        self.attributes_at(id).into_keys().collect()
+    }
+
+    /// The same, each with the first line that gives it.
+    pub(super) fn attributes_at(&self, id: NodeId) -> BTreeMap<String, u32> {
         let Some(node) = self.known.get(&id) else {
-            return BTreeSet::new();
+            return BTreeMap::new();
         };
         let user = self.user_of(node);
         let targeted = |given: &&Given| {
@@ -46,9 +55,13 @@ impl CompiledPolicy {
                 targets.any(|target| target.covers(node, user, &self.ground))
             })
         };
-        let given = self.attributes.iter().filter(targeted);
-        given
-            .flat_map(|given| given.names.iter().cloned())
-            .collect()
+        let mut attributes = BTreeMap::new();
+        for given in self.attributes.iter().filter(targeted) {
+            for name in &given.names {
+                let line = attributes.entry(name.clone()).or_insert(given.line);
+                *line = given.line.min(*line);
+            }
+        }
+        attributes
     }
 }

@@ -15,7 +15,9 @@ use crate::netmap::{PortRange, Rule};
 use crate::node::NodeId;
 use crate::world::World;
 
+mod capabilities;
 mod logins;
+mod nodes;
 
 /// One thing that some may now do, or no longer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,6 +37,14 @@ pub enum What {
     Open(String),
     /// Log in by SSH as this account, after a check where one is asked for.
     LogIn { account: String, checked: bool },
+    /// Be known to the destination's services with this, and with these values.
+    Hold { capability: String, values: String },
+    /// Have this attribute.
+    Have(String),
+    /// Serve these routes without an administrator's approval.
+    Serve(String),
+    /// Get addresses for new nodes from there.
+    Draw(String),
 }
 
 /// By what is gained or lost through which rule: from which ends to which.
@@ -50,8 +60,13 @@ pub fn diff(
     let new = Explainer::new(world, new.0, new.1);
     let ends = joint(&old, &new);
     let mut changes = told(&new, &ends, reach(&old, &new, &ends));
+    let held = capabilities::compared(&old, &new, &ends);
+    changes.extend(told(&new, &ends, held));
     let ends = new.by_owner();
     changes.extend(told(&new, &ends, logins::compared(&old, &new, &ends)));
+    changes.extend(told(&new, &ends, nodes::by_owner(&old, &new, &ends)));
+    let ends: Vec<End> = new.ids().map(|id| new.of_nodes(vec![id])).collect();
+    changes.extend(told(&new, &ends, nodes::attributes(&old, &new, &ends)));
     changes
 }
 
@@ -108,6 +123,15 @@ pub fn diff_answer(changes: &[Change]) -> Answer {
                 let check = if *checked { ", after a check" } else { "" };
                 format!("log in to {destinations} as {account}{check}")
             }
+            What::Hold { capability, values } if values.is_empty() => {
+                format!("hold {capability} at {destinations}")
+            }
+            What::Hold { capability, values } => {
+                format!("hold {capability} at {destinations} with {values}")
+            }
+            What::Have(attribute) => format!("have the attribute {attribute}"),
+            What::Serve(routes) => format!("serve {routes} without an administrator"),
+            What::Draw(pool) => format!("take addresses of {pool} for new nodes"),
         };
         let at = place(&change.rule);
         match change.gained {
@@ -127,6 +151,12 @@ pub fn diff_answer(changes: &[Change]) -> Answer {
             What::LogIn { account, checked } => {
                 value["login"] = json!({"account": account, "checked": checked});
             }
+            What::Hold { capability, values } => {
+                value["capability"] = json!({"name": capability, "values": values});
+            }
+            What::Have(attribute) => value["attribute"] = attribute.as_str().into(),
+            What::Serve(routes) => value["routes"] = routes.as_str().into(),
+            What::Draw(pool) => value["pool"] = pool.as_str().into(),
         }
         value
     };

@@ -15,8 +15,8 @@ use crate::node::Owner;
 pub struct Allotment {
     /// The first that has a free address gives it.
     pub nets: Vec<Ipv4Net>,
-    /// The policy says so by an `ipPool`; else it is what no pool sets aside.
-    pub pooled: bool,
+    /// The line of the policy's `ipPool` that says so; `None`: it is what no pool sets aside.
+    pub line: Option<u32>,
 }
 
 /// For a node of this owner: the first entry with pools that means it decides.
@@ -31,7 +31,7 @@ pub fn allotment(document: &Document, subjects: &Subjects<'_>, owner: &Owner) ->
     if pooled().next().is_none() {
         return Allotment {
             nets: vec![subjects.pools.v4],
-            pooled: false,
+            line: None,
         };
     }
     let resolver = Resolver::new(document, subjects.pools);
@@ -54,6 +54,6 @@ pub fn allotment(document: &Document, subjects: &Subjects<'_>, owner: &Owner) ->
     };
     Allotment {
         nets: from.into_iter().filter_map(v4).collect(),
-        pooled: chosen.is_some(),
+        line: chosen.map(|entry| document.lines.line(entry.span)),
     }
 }

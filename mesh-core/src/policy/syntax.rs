@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::hujson::{self, Node};
-use super::problem::{self, Complaints, Lines, Problems, Spanned};
+use super::problem::{self, Complaints, Lines, Problems, Span, Spanned};
 use super::selector::{self, Selector};
 use crate::node::Tag;
 
@@ -53,6 +53,7 @@ pub struct Document {
     pub(super) icmp: Icmp,
     /// `randomizeClientPort`: agents choose their WireGuard port at random.
     pub randomize_client_port: bool,
+    pub(super) randomize_span: Span,
 }
 
 /// Which rules let an ICMP echo pass.
@@ -184,6 +185,7 @@ impl Document {
         if let Some(node) = fields.take("randomizeClientPort", complaints) {
             let value = decode::boolean(node, "\"randomizeClientPort\"", complaints);
             self.randomize_client_port = value.unwrap_or_default();
+            self.randomize_span = node.span;
         }
         for idle in IDLE {
             fields.take(idle, complaints);

@@ -33,9 +33,9 @@ pub enum Unanswerable {
 /// Answers questions about a policy in a world.
 #[derive(Debug)]
 pub struct Explainer<'a> {
-    pub(super) document: &'a Document,
-    pub(super) compiled: &'a CompiledPolicy,
-    pub(super) subjects: Subjects<'a>,
+    pub(in crate::policy) document: &'a Document,
+    pub(in crate::policy) compiled: &'a CompiledPolicy,
+    pub(in crate::policy) subjects: Subjects<'a>,
     pub(super) resolver: Resolver<'a>,
     domain: &'a str,
 }
@@ -75,7 +75,7 @@ impl<'a> Explainer<'a> {
         }
     }
 
-    pub(super) fn node(&self, id: NodeId) -> Option<&'a Arc<Node>> {
+    pub(in crate::policy) fn node(&self, id: NodeId) -> Option<&'a Arc<Node>> {
         self.subjects.nodes.get(&id)
     }
 

@@ -176,7 +176,7 @@ impl Explainer<'_> {
         }
     }
 
-    pub(super) fn rule_at(&self, slot: RuleSlot) -> Rule {
+    pub(in crate::policy) fn rule_at(&self, slot: RuleSlot) -> Rule {
         self.compiled.rules.shown(slot)
     }
 }

@@ -103,37 +103,44 @@ impl Explainer<'_> {
         asked: impl Fn(bool, u8, &PortRange) -> bool,
     ) -> Opened {
         let mut opened = Opened::new();
-        let targets = match src.nodes == dst.nodes && !src.nodes.is_empty() {
-            false => dst.addresses.clone(),
-            // Among nodes of one kind another one is the destination.
-            true => match dst.nodes.get(1).and_then(|id| self.node(*id)) {
-                Some(other) => other.addresses.each().to_vec(),
-                None => return opened,
-            },
-        };
-        for &from in &src.addresses {
-            for &to in targets.iter().filter(|to| to.is_ipv4() == from.is_ipv4()) {
-                let Some((from_class, to_class)) = self.classes(src, dst, from, to) else {
-                    continue;
-                };
-                let classes = &self.compiled.classes;
-                let (from_class, to_class) = (&classes[from_class], &classes[to_class]);
-                for answer in self.compiled.rules.answers(from_class, to_class) {
-                    let service = (answer.protocol, answer.ports);
-                    if answer.action == Action::Accept
-                        && asked(from.is_ipv4(), answer.protocol, &answer.ports)
-                    {
-                        let rule = self.rule_at(answer.rule);
-                        opened.entry(rule).or_default().insert(service);
-                    }
+        for (from, to) in self.flows(src, dst) {
+            let Some((from_class, to_class)) = self.classes(src, dst, from, to) else {
+                continue;
+            };
+            let classes = &self.compiled.classes;
+            let (from_class, to_class) = (&classes[from_class], &classes[to_class]);
+            for answer in self.compiled.rules.answers(from_class, to_class) {
+                let service = (answer.protocol, answer.ports);
+                if answer.action == Action::Accept
+                    && asked(from.is_ipv4(), answer.protocol, &answer.ports)
+                {
+                    let rule = self.rule_at(answer.rule);
+                    opened.entry(rule).or_default().insert(service);
                 }
             }
         }
         opened
     }
 
+    /// The addresses of the two ends between which a flow can be, in one family each.
+    pub(in crate::policy) fn flows(&self, src: &End, dst: &End) -> Vec<(IpAddr, IpAddr)> {
+        let targets = match src.nodes == dst.nodes && !src.nodes.is_empty() {
+            false => dst.addresses.clone(),
+            // Among nodes of one kind another one is the destination.
+            true => match dst.nodes.get(1).and_then(|id| self.node(*id)) {
+                Some(other) => other.addresses.each().to_vec(),
+                None => Vec::new(),
+            },
+        };
+        let sources = src.addresses.iter();
+        let pairs = sources.flat_map(|from| targets.iter().map(|to| (*from, *to)));
+        pairs
+            .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
+            .collect()
+    }
+
     /// The classes of two addresses, as the end that has a node knows them.
-    fn classes(
+    pub(in crate::policy) fn classes(
         &self,
         src: &End,
         dst: &End,

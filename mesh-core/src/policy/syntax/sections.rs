@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::super::hujson::{Node, Value};
 use super::super::posture::Condition;
-use super::super::problem::{Complaints, Spanned};
+use super::super::problem::{Complaints, Span, Spanned};
 use super::super::selector::{Autogroup, Selector};
 use super::decode::{self, Fields};
 use super::owner;
@@ -48,6 +48,7 @@ pub(super) fn auto_approvers(node: &Node, complaints: &mut Complaints) -> AutoAp
 /// One entry of `nodeAttrs`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::policy) struct NodeAttributes {
+    pub(in crate::policy) span: Span,
     pub(in crate::policy) target: Vec<Spanned<Selector>>,
     pub(in crate::policy) attributes: Vec<String>,
     pub(in crate::policy) ip_pool: Vec<Spanned<IpNet>>,
@@ -70,6 +71,7 @@ pub(super) fn node_attributes(node: &Node, complaints: &mut Complaints) -> Vec<N
         fields.take("app", complaints);
         fields.finish(&["target", "attr", "ipPool"], complaints);
         Some(NodeAttributes {
+            span: item.span,
             target,
             attributes: attributes.into_iter().map(|text| text.value).collect(),
             ip_pool,
