@@ -44,6 +44,12 @@ use mesh_core::{Direction, Identity, RuleId};
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
+// Both roots of this file lie in the one folder.
+#[path = "policy_targets.rs"]
+mod policy_targets;
+
+pub use policy_targets::{policy_diff, policy_layout, policy_question};
+
 /// A target: its name, which is its corpus' too, and itself.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -59,6 +65,9 @@ pub const TARGETS: &[Target] = &[
     ("netmap_update", netmap_update),
     ("packet", packet),
     ("policy", policy),
+    ("policy_diff", policy_diff),
+    ("policy_layout", policy_layout),
+    ("policy_question", policy_question),
     ("resolv_conf", resolv_conf),
     ("state_file", state_file),
     ("uapi_request", uapi_request),
