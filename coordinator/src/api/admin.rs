@@ -6,51 +6,28 @@
 use std::path::PathBuf;
 
 use mesh_api::{Join, v1};
-use mesh_core::node::{AttributeName, AttributeValue, Node, Owner, User};
-use mesh_core::world::World;
-use tonic::transport::server::UdsConnectInfo;
+use mesh_core::node::{AttributeValue, Node};
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::error::status;
 use super::policy;
 use crate::clock::Clock;
-use crate::preauth::{self, KeyId, PreAuthKey};
+use crate::preauth::{self, KeyId};
 use crate::registry::Refusal;
 use crate::registry::admin::{self, KeyRequest, NewPolicy, UserChange};
 use crate::sessions::Sessions;
 use crate::store::{PolicyText, StoreError};
 use crate::world::{ChangeError, Draft, Handle};
 
-/// Who may use the admin socket besides root and the coordinator's own user.
-#[derive(Debug, Clone, Default)]
-pub struct Admins {
-    pub own_uid: u32,
-    /// A group by number, and the users that `/etc/group` lists for it.
-    pub group: Option<(u32, Vec<u32>)>,
-}
+mod caller;
+mod shown;
 
-impl Admins {
-    fn admits(&self, uid: u32, gid: u32) -> bool {
-        let in_group = |(group, members): &(u32, Vec<u32>)| gid == *group || members.contains(&uid);
-        uid == 0 || uid == self.own_uid || self.group.as_ref().is_some_and(in_group)
-    }
+pub use caller::Admins;
+pub(super) use caller::file_name;
 
-    /// Lets a request in, or says why not.
-    pub fn check(&self, request: Request<()>) -> Result<Request<()>, Status> {
-        let info = request.extensions().get::<UdsConnectInfo>();
-        match info.and_then(|info| info.peer_cred) {
-            Some(peer) if self.admits(peer.uid(), peer.gid()) => Ok(request),
-            Some(peer) => Err(Status::permission_denied(format!(
-                "user {} may not administer this mesh: run as root, or join the admin group",
-                peer.uid()
-            ))),
-            None => Err(Status::permission_denied(
-                "the kernel does not say who is calling",
-            )),
-        }
-    }
-}
+use caller::author;
+use shown::{key, user};
 
 #[derive(Debug)]
 pub struct Admin {
@@ -74,39 +51,8 @@ impl Admin {
     }
 
     fn node(&self, node: &Node) -> v1::Node {
-        let view = self.sessions.view(node.id);
         let world = self.world.current();
-        let text = |items: Vec<String>| items;
-        v1::Node {
-            id: node.id.0,
-            name: node.name.to_string(),
-            key: node.key.to_string(),
-            machine: node.machine.to_string(),
-            addresses: node.addresses.each().map(|a| a.to_string()).to_vec(),
-            tags: node.owner.tags().map(ToString::to_string).collect(),
-            user: user_name(&world.world, &node.owner),
-            endpoints: text(node.endpoints.iter().map(ToString::to_string).collect()),
-            advertised_routes: node
-                .advertised_routes
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            approved_routes: node
-                .approved_routes
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            ephemeral: node.ephemeral,
-            created: node.created.0,
-            expires: node.expires.map(|at| at.0),
-            expired: node.expired,
-            connected: view.connected,
-            last_seen: view.last_seen.map(|at| at.0),
-            applied_generation: view.applied.map(|generation| generation.0),
-            apply_error: view.apply_error,
-            host: Some((&node.host).into()),
-            attributes: node.attributes.iter().map(attribute).collect(),
-        }
+        shown::node(node, &world.world, self.sessions.view(node.id))
     }
 
     fn problems(&self) -> Vec<String> {
@@ -152,7 +98,7 @@ impl Admin {
             ..PolicyText::default()
         };
         let policy = current.policy.as_deref().unwrap_or(&unset);
-        Self::policy(policy, current.world.generation.0)
+        shown::policy(policy, current.world.generation.0)
     }
 
     /// One that was in force before.
@@ -184,60 +130,7 @@ impl Admin {
             "policy set"
         );
         let generation = self.world.current().world.generation.0;
-        Ok(Response::new(Self::policy(&policy, generation)))
-    }
-
-    fn policy(policy: &PolicyText, generation: u64) -> v1::Policy {
-        v1::Policy {
-            text: policy.text.clone(),
-            version: policy.version,
-            generation,
-            changed: policy.changed.0,
-            file: policy.file.clone(),
-            author: policy.author.clone(),
-        }
-    }
-}
-
-fn user_name(world: &World, owner: &Owner) -> Option<String> {
-    let user = world.users.get(&owner.user()?)?;
-    Some(user.name.to_string())
-}
-
-fn user(user: &User) -> v1::User {
-    v1::User {
-        id: user.id.0,
-        name: user.name.to_string(),
-        display_name: user.display_name.clone(),
-        created: user.created.0,
-        role: user.role.to_string(),
-        idp_groups: user.idp_groups.iter().cloned().collect(),
-    }
-}
-
-fn attribute((name, value): (&AttributeName, &AttributeValue)) -> v1::Attribute {
-    v1::Attribute {
-        name: name.to_string(),
-        value: Some(match value {
-            AttributeValue::Text(text) => v1::attribute::Value::Text(text.clone()),
-            AttributeValue::Number(number) => v1::attribute::Value::Number(*number),
-            AttributeValue::Bool(flag) => v1::attribute::Value::Flag(*flag),
-        }),
-    }
-}
-
-fn key(world: &World, key: &PreAuthKey) -> v1::PreAuthKey {
-    v1::PreAuthKey {
-        id: key.id.0,
-        prefix: key.prefix.clone(),
-        reusable: key.reusable,
-        ephemeral: key.ephemeral,
-        tags: key.owner.tags().map(ToString::to_string).collect(),
-        user: user_name(world, &key.owner),
-        created: key.created.0,
-        expires: key.expires.0,
-        revoked: key.revoked,
-        uses: key.uses,
+        Ok(Response::new(shown::policy(&policy, generation)))
     }
 }
 
@@ -454,7 +347,7 @@ impl v1::admin_server::Admin for Admin {
         let in_force = self.policy_in_force();
         Ok(Response::new(match request.get_ref().version {
             Some(version) if version != in_force.version => {
-                Self::policy(&self.policy_before(version).await?, 0)
+                shown::policy(&self.policy_before(version).await?, 0)
             }
             _ => in_force,
         }))
@@ -487,7 +380,7 @@ impl v1::admin_server::Admin for Admin {
             });
         }
         let before = self.world.policies().await.map_err(status)?;
-        policies.extend(before.iter().map(|policy| Self::policy(policy, 0)));
+        policies.extend(before.iter().map(|policy| shown::policy(policy, 0)));
         Ok(Response::new(v1::ListPoliciesResponse { policies }))
     }
 
@@ -567,66 +460,5 @@ impl v1::admin_server::Admin for Admin {
             bytes,
             generation: generation.0,
         }))
-    }
-}
-
-/// The name that stands before line and column in an error.
-pub(super) fn file_name(file: String) -> String {
-    let printable = printable(&file);
-    // What comes from standard input has no name.
-    match printable.as_str() {
-        "" | "-" => "policy".to_owned(),
-        _ => printable,
-    }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(256).collect()
-}
-
-/// Who sets a policy: who is said to, else whom the kernel says to be at the other end.
-fn author<T>(request: &Request<T>, said: Option<&str>) -> String {
-    if let Some(said) = said {
-        return printable(said);
-    }
-    let info = request.extensions().get::<UdsConnectInfo>();
-    let uid = info.and_then(|info| info.peer_cred).map(|peer| peer.uid());
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    uid.map_or_else(String::new, |uid| user_of(&users, uid))
-}
-
-/// A user's name by number (passwd(5)), else the number.
-fn user_of(users: &str, uid: u32) -> String {
-    let named = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, number) = (fields.next()?, fields.nth(1)?);
-        (number.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    named.unwrap_or_else(|| format!("uid {uid}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_user_is_named_as_passwd_names_it() {
-        let users = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n";
-        assert_eq!(user_of(users, 1000), "ann");
-        assert_eq!(user_of(users, 7), "uid 7");
-    }
-
-    #[test]
-    fn only_root_ourselves_and_the_group_are_admins() {
-        let admins = Admins {
-            own_uid: 990,
-            group: Some((50, vec![1000])),
-        };
-        assert!(admins.admits(0, 0));
-        assert!(admins.admits(990, 990));
-        assert!(admins.admits(1001, 50));
-        assert!(admins.admits(1000, 1000));
-        assert!(!admins.admits(1001, 1001));
-        assert!(!Admins::default().admits(1000, 50));
     }
 }

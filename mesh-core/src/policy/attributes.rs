@@ -1,7 +1,7 @@
 //! Node attributes: switches that the policy sets on nodes.
 //!
-//! What an attribute does is up to those who read it; here it is a name on a node. The one that
-//! changes what others are told is `disable-ipv4` ([`CompiledPolicy::allowed_ips`]).
+//! What an attribute does is up to those who read it; here it is a name on a node. No part of the
+//! product reads one yet, and [`super::idle`] says so of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -115,7 +115,11 @@ fn node_attributes(entry: &Node, complaints: &mut Complaints) {
         if named(field, "attr") {
             for attribute in items(&field.node) {
                 let name = text(attribute).unwrap_or_default();
-                let message = format!("the attribute {name:?} has no effect: no agent knows it");
+                let why = match name {
+                    "disable-ipv4" => "every node has an IPv4 address, and its peers use it",
+                    _ => "no agent knows it",
+                };
+                let message = format!("the attribute {name:?} has no effect: {why}");
                 complaints.add(attribute.span, message);
             }
         } else if named(field, "target") && members(entry).iter().any(|f| named(f, "ipPool")) {
@@ -195,7 +199,7 @@ mod tests {
   "randomizeClientPort": true,
   "tagOwners": {"tag:rec": []}, "autoApprovers": {"services": {"svc:web": ["tag:rec"]}},
   "nodeAttrs": [
-    {"target": ["*"], "attr": ["funnel"]},
+    {"target": ["*"], "attr": ["funnel", "disable-ipv4"]},
     {"target": ["100.64.0.7"], "app": {"tailscale.com/app-connectors": []}, "ipPool": ["100.64.1.0/24"]},
   ],
   "postures": {"posture:a": ["node:tsVersion >= '1.40'", "node:os == 'linux'", "custom:x IS SET"]},
@@ -211,6 +215,7 @@ mod tests {
         3:3 "randomizeClientPort" has no effect: agents take the port of their settings
         4:51 "services" has no effect: this mesh has none
         6:32 the attribute "funnel" has no effect: no agent knows it
+        6:42 the attribute "disable-ipv4" has no effect: every node has an IPv4 address, and its peers use it
         7:17 "ipPool" has no effect on 100.64.0.7: a node has no address yet when it is given one; name its owner
         7:32 "app" has no effect: there are no app connectors
         9:30 nobody reports "node:tsVersion": it is never set; known are node:os, node:osVersion, node:kernel, node:meshVersion, node:firstSeen, ip:country and custom:NAME

@@ -51,8 +51,9 @@ impl CompiledPolicy {
         given
     }
 
-    /// Everything that the viewer may send to through a peer, and hear from: its addresses and
-    /// [`Self::routes`]. A node told to `disable-ipv4` shares no IPv4 address with anybody.
+    /// Everything that the reference lets the viewer send to through a peer, and hear from: its
+    /// addresses and [`Self::routes`], where a node told to `disable-ipv4` shares no IPv4 address
+    /// with anybody. A netmap holds both addresses of every node, whatever its attributes.
     pub fn allowed_ips(&self, viewer: NodeId, peer: NodeId) -> BTreeSet<IpNet> {
         let mut allowed = self.routes(viewer, peer);
         let Some(placed) = self.nodes.get(&peer).filter(|_| self.sees(viewer, peer)) else {
