@@ -156,6 +156,7 @@ fn a_flow_remembers_what_its_packets_have_said() {
             tcp(Egress, ACK, half, 0),
             tcp(Egress, SYN_ACK, half, flags::REPLIED),
             tcp(Egress, SYN_ACK, half, flags::REPLIED),
+            tcp(Ingress, SYN, half, flags::REPLIED),
             tcp(Ingress, ACK, full, UP),
             tcp(Egress, ACK, full, UP),
         ]

@@ -371,6 +371,11 @@ impl Kernel {
         let mut events = Vec::new();
         while let Some(record) = ring.next() {
             events.push(FlowEvent::from_bytes(&record).unwrap());
+            assert_eq!(
+                record[85..88],
+                [0; 3],
+                "nobody reads what lies between fields"
+            );
         }
         events
     }
