@@ -108,6 +108,7 @@ fn a_new_flow_costs_its_peer_a_token_and_a_held_one_counts() {
     handshake(&mut kernel);
     let load = kernel.load(2);
     assert_eq!(load.added, [1, 0]);
+    assert_eq!(load.errors, Bucket::default());
     assert_ne!(load.new[0], Bucket::default());
     assert_eq!(load.new[1], Bucket::default());
     assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, FIN)), PASS);
@@ -247,18 +248,20 @@ fn a_peer_reports_exactly_so_often() {
 
 #[test]
 fn a_peer_holds_exactly_its_share() {
-    let mut kernel = kernel();
-    let share = kernel.config().peer_flows;
     for (opened, ports) in [(Ingress, [40_000, 22]), (Egress, [443, 50_000])] {
+        let mut kernel = kernel();
+        let share = kernel.config().peer_flows;
         let way = opened as usize;
-        let open = |kernel: &mut Kernel, added: u32, freed: u32| {
+        let open = |kernel: &mut Kernel, added: u32, freed: Option<u32>| {
             let mut load = PeerLoad::default();
             load.added[way] = added;
             load.added[1 - way] = 7;
             kernel.set_load(2, load);
-            let mut sweep = [0, 0];
-            sweep[way] = freed;
-            kernel.free(2, sweep);
+            if let Some(freed) = freed {
+                let mut sweep = [0, 0];
+                sweep[way] = freed;
+                kernel.free(2, sweep);
+            }
             kernel.set_flows(&[]);
             for (direction, flags) in [(opened, SYN), (opened.reverse(), SYN_ACK), (opened, ACK)] {
                 let packet = tcp_between(PEER, ports, direction, flags);
@@ -269,15 +272,15 @@ fn a_peer_holds_exactly_its_share() {
             (flows(kernel), after[way].wrapping_sub(added))
         };
         let (kept, refused) = (((0, 1), 1), ((1, 0), 0));
-        assert_eq!(open(&mut kernel, share - 1, 0), kept, "{opened:?}");
-        assert_eq!(open(&mut kernel, share, 0), refused, "{opened:?}");
-        assert_eq!(open(&mut kernel, share, 1), kept, "{opened:?}");
-        assert_eq!(open(&mut kernel, share + 1, 1), refused, "{opened:?}");
+        assert_eq!(open(&mut kernel, share - 1, None), kept, "{opened:?}");
+        assert_eq!(open(&mut kernel, share, None), refused, "{opened:?}");
+        assert_eq!(open(&mut kernel, share, Some(1)), kept, "{opened:?}");
+        assert_eq!(open(&mut kernel, share + 1, Some(1)), refused, "{opened:?}");
         // A sweep may count out what the packet path has not counted in yet.
-        assert_eq!(open(&mut kernel, 3, 5), kept, "{opened:?}");
-        assert_eq!(open(&mut kernel, 2, u32::MAX), kept, "{opened:?}");
+        assert_eq!(open(&mut kernel, 3, Some(5)), kept, "{opened:?}");
+        assert_eq!(open(&mut kernel, 2, Some(u32::MAX)), kept, "{opened:?}");
         assert_eq!(
-            open(&mut kernel, u32::MAX, u32::MAX - 5),
+            open(&mut kernel, u32::MAX, Some(u32::MAX - 5)),
             kept,
             "{opened:?}"
         );

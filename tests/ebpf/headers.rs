@@ -158,6 +158,22 @@ fn fragments_are_told_apart_by_all_that_they_have() {
         };
         assert_eq!(kernel.outcome(Ingress, &denied.bytes()), Err("no rule"));
         assert_eq!(keys(&kernel), 1);
+        // A first fragment that comes again begins anew.
+        let again = kernel.at_once(|kernel, now| {
+            let old = FragmentEntry {
+                last_seen: now - 1,
+                remote_port: Be16::new(1),
+                ..entry
+            };
+            kernel.fragments().insert(key, old, 0).unwrap();
+            assert!(kernel.run(Ingress, &first.bytes()).0);
+            let entry = FragmentEntry {
+                last_seen: now,
+                ..entry
+            };
+            kernel.fragments().get(&key, 0).unwrap() == entry
+        });
+        assert!(again);
         // To the nanosecond.
         for (age, expected) in [(30_000_000_000, true), (30_000_000_001, false)] {
             let later = fragment(4, 9, true).bytes();

@@ -62,6 +62,8 @@ fn another_policy_is_written_into_a_flow_by_its_next_packet() {
             (Identity(28), Identity(26), RuleId(11), 12)
         );
         assert_eq!(state.flags, before.entry.state.flags);
+        let held = u32::from(steps == 3);
+        assert_eq!(kernel.load(2).added, [held, 0], "counted in once");
         assert_eq!(after.stage, before.stage);
         assert_eq!(after.entry.opened, before.entry.opened);
         assert_eq!(

@@ -364,10 +364,14 @@ impl Kernel {
         self.pinned(maps::CT_NEW)
     }
 
+    pub(crate) fn ring(&self) -> RingBuf<MapData> {
+        let data = MapData::from_pin(self.pin(maps::EVENTS)).unwrap();
+        RingBuf::try_from(Map::RingBuf(data)).unwrap()
+    }
+
     /// Events since it was last asked.
     pub(crate) fn events(&self) -> Vec<FlowEvent> {
-        let data = MapData::from_pin(self.pin(maps::EVENTS)).unwrap();
-        let mut ring = RingBuf::try_from(Map::RingBuf(data)).unwrap();
+        let mut ring = self.ring();
         let mut events = Vec::new();
         while let Some(record) = ring.next() {
             events.push(FlowEvent::from_bytes(&record).unwrap());

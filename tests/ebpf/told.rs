@@ -3,13 +3,16 @@
 use mesh_agent::dataplane::EventKind::{Closed, Confirmed, Denied, Opened, Revoked};
 use std::net::IpAddr;
 
+use aya::maps::RingBuf;
 use mesh_agent::dataplane::FlowEvent;
-use mesh_common::budget::{PeerLoad, Rate};
+use mesh_common::budget::{Bucket, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
 use mesh_common::flow::FlowKey;
+use mesh_common::maps::Config;
 use mesh_common::{Be16, DropReason};
 use mesh_core::Direction::{Egress, Ingress};
 use mesh_core::{Identity, RuleId};
+use rustix::event::{Timespec, epoll};
 
 use crate::kernel::{Kernel, full_at};
 use crate::packet::Body;
@@ -97,6 +100,8 @@ fn an_explanation_says_what_would_happen_and_leaves_no_trace() {
     let explain = |kernel: &mut Kernel, packet: &[u8]| {
         let (value, out, _) = kernel.explain("why_in", packet);
         assert_eq!(value, u32::MAX);
+        assert_eq!(out[14..16], [0; 2]);
+        assert_eq!(out[16..], packet[16..]);
         Explanation::from_bytes(&out).unwrap()
     };
     let would = explain(&mut kernel, &tcp(Ingress, SYN));
@@ -134,6 +139,11 @@ fn key() -> FlowKey {
 #[test]
 fn an_event_says_all_of_its_flow() {
     let mut kernel = kernel();
+    // Of somebody else, before: nothing of it is left in the next.
+    let denied = tcp_between(OTHER, [5, 6], Egress, SYN_ACK | RST);
+    assert_eq!(kernel.outcome(Egress, &denied), Err("tcp flags"));
+    let denied = tcp_between(OTHER, [5, 6], Egress, SYN);
+    assert_eq!(kernel.outcome(Egress, &denied), Err("no rule"));
     let told = |kernel: &mut Kernel, direction, flags| {
         let before = kernel.flows();
         kernel.at_once(|kernel, now| {
@@ -440,4 +450,115 @@ fn a_revocation_is_told_of_whatever_its_peer_has_used() {
     assert_eq!(kernel.events(), []);
     let lost = kernel.dataplane().counters().unwrap().events_lost;
     assert_eq!((lost[&Denied], lost[&Revoked]), (1, 1));
+}
+
+#[test]
+fn a_reader_is_woken_up_when_a_quarter_of_the_ring_is_full() {
+    let mut kernel = kernel();
+    let ring = kernel.ring();
+    let waker = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&waker, &ring, epoll::EventData::new_u64(0), edges).unwrap();
+    let is_woken = |milliseconds: i64| {
+        let patience = Timespec {
+            tv_sec: 0,
+            tv_nsec: milliseconds * 1_000_000,
+        };
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        epoll::wait(&waker, &mut events, Some(&patience)).unwrap() == 1
+    };
+    // One record is a header and an event, so that none of them ends at the very quarter.
+    const RECORD: usize = 8 + size_of::<FlowEvent>();
+    let quarter = mesh_common::maps::EVENTS_BYTES as usize / 4 / RECORD;
+    is_woken(0);
+    for port in 0..=quarter {
+        kernel.set_load(3, PeerLoad::default());
+        kernel.set_tokens(Denied, Bucket::default());
+        let denied = tcp_between(OTHER, [40_000, port as u16], Ingress, SYN);
+        assert!(!kernel.run(Ingress, &denied).0);
+    }
+    assert!(!is_woken(50), "the reader will come by itself");
+    kernel.set_load(3, PeerLoad::default());
+    let denied = tcp_between(OTHER, [40_000, 65_535], Ingress, SYN);
+    assert!(!kernel.run(Ingress, &denied).0);
+    assert!(is_woken(900), "much has gathered");
+    drop(ring);
+    assert_eq!(kernel.events().len(), quarter + 2);
+}
+
+#[test]
+fn only_who_asks_for_a_log_gets_one() {
+    let mut kernel = kernel();
+    let denied = tcp_between(OTHER, [40_000, 22], Ingress, SYN);
+    for (flags, expected) in [(0, [0, 0, 0, 0]), (Config::LOG, [1, 0, 0, 1])] {
+        kernel.configure(|config| config.flags = flags);
+        kernel.set_flows(&[]);
+        let lines = |kernel: &mut Kernel, direction, packet: &[u8]| {
+            kernel.run(direction, packet);
+            let map = kernel.dataplane().object().map_mut("AYA_LOGS").unwrap();
+            let mut ring = RingBuf::try_from(map).unwrap();
+            let mut lines = 0;
+            while ring.next().is_some() {
+                lines += 1;
+            }
+            lines
+        };
+        let told = [
+            lines(&mut kernel, Ingress, &tcp(Ingress, SYN)),
+            lines(&mut kernel, Egress, &tcp(Egress, SYN_ACK)),
+            lines(&mut kernel, Ingress, &tcp(Ingress, ACK)),
+            lines(&mut kernel, Ingress, &denied),
+        ];
+        assert_eq!(told, expected);
+    }
+}
+
+#[test]
+fn whoever_only_looks_on_drops_nothing() {
+    let mut kernel = kernel();
+    kernel.configure(|config| config.flags = Config::OBSERVE);
+    let denied = tcp_between(OTHER, [40_000, 22], Ingress, SYN);
+    let before = kernel.dataplane().counters().unwrap().dropped;
+    assert!(kernel.run(Ingress, &denied).0);
+    let after = kernel.dataplane().counters().unwrap().dropped;
+    let slot = (Ingress, DropReason::NoRule);
+    assert_eq!((before.get(&slot), after[&slot].packets), (None, 1));
+}
+
+#[test]
+fn a_frame_is_judged_by_what_it_carries() {
+    let mut kernel = kernel();
+    for name in ["mesh_in_l2", "mesh_eg_l2"] {
+        kernel.load_program(name);
+    }
+    let frame = |protocol: [u8; 2], packet: &[u8]| {
+        let mut frame = vec![0; 12];
+        frame.extend(protocol);
+        frame.extend(packet);
+        frame
+    };
+    let (ipv4, arp) = ([0x08, 0x00], [0x08, 0x06]);
+    let denied = tcp_between(OTHER, [40_000, 22], Ingress, SYN);
+    for (name, frame, passes) in [
+        ("mesh_in_l2", frame(ipv4, &tcp(Ingress, SYN)), true),
+        ("mesh_eg_l2", frame(ipv4, &tcp(Egress, SYN_ACK)), true),
+        ("mesh_in_l2", frame(ipv4, &denied), false),
+        ("mesh_in_l2", frame(arp, &denied), true),
+        ("mesh_eg_l2", frame(arp, &denied), true),
+    ] {
+        let (value, _, _) = kernel.run_program(name, &frame, 1);
+        assert_eq!(value, if passes { u32::MAX } else { 2 }, "{name}");
+    }
+    let entry = kernel.half_open().iter().next().unwrap().unwrap().1;
+    assert_eq!(entry.bytes, [40, 40], "from the IP header");
+}
+
+#[test]
+fn a_dry_run_without_room_for_an_answer_says_so() {
+    let mut kernel = kernel();
+    let cut = &tcp(Ingress, SYN)[..15];
+    assert_eq!(kernel.explain("why_in", cut).0, 2);
 }
