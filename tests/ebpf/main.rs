@@ -15,6 +15,7 @@
 
 mod budgets;
 mod cpus;
+mod events;
 mod figures;
 mod flood;
 mod flows;

@@ -42,6 +42,7 @@ const PARTS: [(&[&str], u32); 3] = [
         &[
             "flows::",
             "judged_anew::",
+            "events::",
             "told::",
             "headers::",
             "icmp::",

@@ -1,0 +1,383 @@
+//! Events to the last field: what one says, how many there may be, and when a reader is woken up.
+
+use std::net::IpAddr;
+
+use mesh_agent::dataplane::EventKind::{Closed, Confirmed, Denied, Opened, Revoked};
+use mesh_agent::dataplane::FlowEvent;
+use mesh_common::budget::{Bucket, PeerLoad, Rate};
+use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::flow::FlowKey;
+use mesh_common::{Be16, DropReason, maps};
+use mesh_core::Direction::{Egress, Ingress};
+use mesh_core::{Identity, RuleId};
+use rustix::event::{Timespec, epoll};
+
+use crate::kernel::{Kernel, full_at};
+use crate::packet::Body;
+use crate::scene::*;
+
+/// Of the connection that peer 2 opens.
+fn key() -> FlowKey {
+    FlowKey {
+        remote: IpAddr::from(PEER).into(),
+        local: IpAddr::from(ME).into(),
+        remote_port: Be16::new(40_000),
+        local_port: Be16::new(22),
+        proto: 6,
+        pad: 0,
+        pad2: 0,
+    }
+}
+
+#[test]
+fn an_event_says_all_of_its_flow() {
+    let mut kernel = kernel();
+    // Of somebody else, before: nothing of it is left in the next.
+    let denied = tcp_between(OTHER, [5, 6], Egress, SYN_ACK | RST);
+    assert_eq!(kernel.outcome(Egress, &denied), Err("tcp flags"));
+    let denied = tcp_between(OTHER, [5, 6], Egress, SYN);
+    assert_eq!(kernel.outcome(Egress, &denied), Err("no rule"));
+    let told = |kernel: &mut Kernel, direction, flags| {
+        let before = kernel.flows();
+        kernel.at_once(|kernel, now| {
+            kernel.events();
+            kernel.set_flows(&before);
+            assert!(passes(kernel, direction, flags));
+            let [event] = kernel.events()[..] else {
+                panic!("one event");
+            };
+            (event, now)
+        })
+    };
+    let (event, opened) = told(&mut kernel, Ingress, SYN);
+    let expected = FlowEvent {
+        time: opened,
+        first: opened,
+        bytes: [40, 0],
+        packets: [1, 0],
+        key: key(),
+        remote: Identity(18),
+        local: Identity(16),
+        rule: RuleId(1),
+        peer: 2,
+        kind: Opened as u8,
+        direction: 0,
+        reason: 0,
+        tcp: 0,
+        length: 40,
+    };
+    assert_eq!(event, expected);
+    assert!(passes(&kernel, Egress, SYN_ACK));
+    let (event, now) = told(&mut kernel, Ingress, ACK);
+    let expected = FlowEvent {
+        time: now,
+        bytes: [80, 40],
+        packets: [2, 1],
+        kind: Confirmed as u8,
+        ..expected
+    };
+    assert_eq!(event, expected);
+    let (event, now) = told(&mut kernel, Egress, RST);
+    let expected = FlowEvent {
+        time: now,
+        bytes: [80, 80],
+        packets: [2, 2],
+        kind: Closed as u8,
+        ..expected
+    };
+    assert_eq!(event, expected);
+    // Once: that it goes on being closed is no news.
+    for direction in [Ingress, Egress] {
+        assert!(passes(&kernel, direction, RST));
+    }
+    assert_eq!(kernel.events(), []);
+    kernel.apply(&revoked());
+    let [before] = kernel.flows()[..] else {
+        panic!("one flow");
+    };
+    let (event, now) = kernel.at_once(|kernel, now| {
+        kernel.events();
+        kernel.set_flows(&[before]);
+        assert!(!passes(kernel, Ingress, RST));
+        (kernel.events()[0], now)
+    });
+    let expected = FlowEvent {
+        time: now,
+        bytes: [160, 120],
+        packets: [4, 3],
+        rule: RuleId::NONE,
+        kind: Revoked as u8,
+        reason: DropReason::Revoked as u8,
+        ..expected
+    };
+    assert_eq!(event, expected);
+}
+
+#[test]
+fn a_denial_says_all_of_its_packets() {
+    let mut kernel = kernel();
+    let asked = tcp_between(PEER, [40_000, 23], Ingress, SYN);
+    let ours = tcp_between(PEER, [23, 40_000], Egress, SYN);
+    let unreadable = tcp(Ingress, 0);
+    let unasked = packet(PEER, Ingress, Body::Icmp(13)).bytes();
+    kernel.apply(&revoked());
+    let same = |port, proto, direction, reason: DropReason| DenyKey {
+        remote: Identity(18),
+        local: Identity(16),
+        peer: 2,
+        port: Be16::new(port),
+        proto,
+        direction,
+        reason: reason as u8,
+        pad: 0,
+        pad2: 0,
+    };
+    let nobody = DenyKey {
+        remote: Identity::UNKNOWN,
+        local: Identity::UNKNOWN,
+        peer: 0,
+        ..same(0, 0, 0, DropReason::TcpFlags)
+    };
+    let at = |remote_port, local_port, proto| FlowKey {
+        remote_port: Be16::new(remote_port),
+        local_port: Be16::new(local_port),
+        proto,
+        ..key()
+    };
+    for (direction, packet, same, flow, tcp_flags) in [
+        (
+            Ingress,
+            asked,
+            same(23, 6, 0, DropReason::NoRule),
+            at(40_000, 23, 6),
+            SYN,
+        ),
+        (
+            Egress,
+            ours,
+            same(23, 6, 1, DropReason::NoRule),
+            at(23, 40_000, 6),
+            SYN,
+        ),
+        (Ingress, unreadable, nobody, FlowKey::NONE, 0),
+        (
+            Ingress,
+            unasked,
+            same(13, 1, 0, DropReason::NoRule),
+            at(0, u16::MAX, 1),
+            0,
+        ),
+        (
+            Ingress,
+            udp(Ingress),
+            same(53, 17, 0, DropReason::NoRule),
+            at(4_000, 53, 17),
+            0,
+        ),
+    ] {
+        let way = direction as usize;
+        let length = packet.len() as u64;
+        let count = |n| {
+            let mut both = [0, 0];
+            both[way] = n;
+            both
+        };
+        let (first, entry, now) = kernel.at_once(|kernel, now| {
+            let mut denials = kernel.denials();
+            let _ = denials.remove(&same);
+            kernel.events();
+            assert!(!kernel.run(direction, &packet).0);
+            let [event] = kernel.events()[..] else {
+                panic!("one event");
+            };
+            (event, denials.get(&same, 0).unwrap(), now)
+        });
+        let expected = FlowEvent {
+            time: now,
+            first: now,
+            bytes: count(length),
+            packets: count(1),
+            key: flow,
+            remote: same.remote,
+            local: same.local,
+            rule: RuleId::NONE,
+            peer: same.peer,
+            kind: Denied as u8,
+            direction: direction as u8,
+            reason: same.reason,
+            tcp: tcp_flags,
+            length: length as u32,
+        };
+        assert_eq!(first, expected);
+        let alone = DenyEntry {
+            packets: 1,
+            bytes: length,
+            first: now,
+            last: now,
+            told: now,
+        };
+        assert_eq!(entry, alone);
+        // One more, and one that is no news: counted, and not told.
+        let earlier = DenyEntry {
+            packets: 4,
+            bytes: 1_000,
+            first: 5,
+            last: 6,
+            told: 7,
+        };
+        for (told, news) in [(5_000_000_000, false), (5_000_000_001, true)] {
+            let (events, entry, now) = kernel.at_once(|kernel, now| {
+                let before = DenyEntry {
+                    told: now - told,
+                    ..earlier
+                };
+                kernel.denials().insert(same, before, 0).unwrap();
+                kernel.events();
+                assert!(!kernel.run(direction, &packet).0);
+                (
+                    kernel.events(),
+                    kernel.denials().get(&same, 0).unwrap(),
+                    now,
+                )
+            });
+            let grown = DenyEntry {
+                packets: 5,
+                bytes: 1_000 + length,
+                first: 5,
+                last: now,
+                told: if news { now } else { now - told },
+            };
+            assert_eq!(entry, grown);
+            let expected = FlowEvent {
+                time: now,
+                first: 5,
+                bytes: count(1_000 + length),
+                packets: count(5),
+                ..expected
+            };
+            assert_eq!(events, if news { vec![expected] } else { vec![] });
+        }
+    }
+}
+
+#[test]
+fn each_kind_and_each_peer_has_exactly_so_many_events() {
+    let mut kernel = kernel();
+    kernel.apply(&revoked());
+    let denied = udp(Ingress);
+    let interval = |rate: u64| 1_000_000_000 / rate;
+    let (of_peer, of_kind) = (interval(100) * 199, interval(1_000) * 999);
+    for (peer, kind, expected) in [
+        (of_peer, of_kind, true),
+        (of_peer + 1, of_kind, false),
+        (of_peer, of_kind + 1, false),
+        (of_peer + 1, of_kind + 1, false),
+    ] {
+        let lost = |kernel: &mut Kernel| kernel.dataplane().counters().unwrap().events_lost;
+        let (told, lost, after, tokens, now) = kernel.at_once(|kernel, now| {
+            let keys: Vec<_> = kernel.denials().keys().map(Result::unwrap).collect();
+            for key in keys {
+                kernel.denials().remove(&key).unwrap();
+            }
+            let load = PeerLoad {
+                events: full_at(now + peer),
+                ..PeerLoad::default()
+            };
+            kernel.set_load(2, load);
+            kernel.set_tokens(Denied, full_at(now + kind));
+            let before = lost(kernel);
+            kernel.events();
+            assert!(!kernel.run(Ingress, &denied).0);
+            let mut gone = lost(kernel);
+            for (kind, count) in &mut gone {
+                *count -= before[kind];
+            }
+            let tokens = kernel.tokens(Denied);
+            (kernel.events().len(), gone, kernel.load(2), tokens, now)
+        });
+        assert_eq!(told, usize::from(expected));
+        for (kind, count) in lost {
+            let mine = kind == Denied && !expected;
+            assert_eq!(count, u64::from(mine), "{kind:?}");
+        }
+        // The peer's own token is asked for first, and one that was found is gone.
+        let before = full_at(now + peer);
+        let paid = before.taken(now, &Rate::new(100, 200));
+        let pays = peer <= of_peer;
+        assert_eq!(after.events, if pays { paid } else { before });
+        assert_eq!((after.new, after.errors), Default::default());
+        let before = full_at(now + kind);
+        let paid = before.taken(now, &Rate::new(1_000, 1_000));
+        let cpus = tokens.iter().filter(|tokens| **tokens == paid).count();
+        assert_eq!(cpus, usize::from(expected), "{tokens:?}");
+        assert!(tokens.iter().all(|tokens| [before, paid].contains(tokens)));
+    }
+}
+
+#[test]
+fn a_revocation_is_told_of_whatever_its_peer_has_used() {
+    let mut kernel = kernel();
+    handshake(&mut kernel);
+    kernel.apply(&revoked());
+    let far = kernel.now() + 1_000_000_000_000;
+    let used = PeerLoad {
+        events: full_at(far),
+        ..PeerLoad::default()
+    };
+    kernel.set_load(2, used);
+    kernel.events();
+    assert!(!passes(&kernel, Ingress, ACK));
+    assert!(!passes(&kernel, Ingress, ACK));
+    let kinds: Vec<_> = kernel.events().iter().map(|e| e.kind().unwrap()).collect();
+    assert_eq!(kinds, [Revoked], "but not of the denials that follow");
+    assert_eq!(kernel.load(2), used);
+    let lost = kernel.dataplane().counters().unwrap().events_lost;
+    assert_eq!((lost[&Denied], lost[&Revoked]), (1, 0));
+    // Its own kind's tokens it needs.
+    kernel.apply(&tables());
+    handshake(&mut kernel);
+    kernel.apply(&revoked());
+    kernel.set_tokens(Revoked, full_at(far));
+    kernel.events();
+    assert!(!passes(&kernel, Ingress, ACK));
+    assert_eq!(kernel.events(), []);
+    let lost = kernel.dataplane().counters().unwrap().events_lost;
+    assert_eq!((lost[&Denied], lost[&Revoked]), (1, 1));
+}
+
+#[test]
+fn a_reader_is_woken_up_when_a_quarter_of_the_ring_is_full() {
+    let mut kernel = kernel();
+    let ring = kernel.ring();
+    let waker = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&waker, &ring, epoll::EventData::new_u64(0), edges).unwrap();
+    let is_woken = |milliseconds: i64| {
+        let patience = Timespec {
+            tv_sec: 0,
+            tv_nsec: milliseconds * 1_000_000,
+        };
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        epoll::wait(&waker, &mut events, Some(&patience)).unwrap() == 1
+    };
+    // One record is a header and an event, so that none of them ends at the very quarter.
+    const RECORD: usize = 8 + size_of::<FlowEvent>();
+    let quarter = maps::EVENTS_BYTES as usize / 4 / RECORD;
+    is_woken(0);
+    for port in 0..=quarter {
+        kernel.set_load(3, PeerLoad::default());
+        kernel.set_tokens(Denied, Bucket::default());
+        let denied = tcp_between(OTHER, [40_000, port as u16], Ingress, SYN);
+        assert!(!kernel.run(Ingress, &denied).0);
+    }
+    assert!(!is_woken(50), "the reader will come by itself");
+    kernel.set_load(3, PeerLoad::default());
+    let denied = tcp_between(OTHER, [40_000, 65_535], Ingress, SYN);
+    assert!(!kernel.run(Ingress, &denied).0);
+    assert!(is_woken(900), "much has gathered");
+    drop(ring);
+    assert_eq!(kernel.events().len(), quarter + 2);
+}
