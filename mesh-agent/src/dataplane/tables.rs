@@ -18,6 +18,7 @@ use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
 use mesh_common::maps::{self, Config, Count};
+use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Address, IdentityEntry, RuleId};
 use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, layout, reconcile};
 
@@ -197,15 +198,20 @@ impl Kernel {
         check_room(desired)?;
         let ops = reconcile(&self.observed, desired);
         let step = ApplyError::at;
+        // First, so that nobody whose number changes is nobody for longer than it takes to swap.
+        let mut prepared = match ops.contains(&TableOp::Swap) {
+            true => Some(self.prepare(&ops, desired)?),
+            false => None,
+        };
         for op in &ops {
             match op {
                 TableOp::Blank(prefix) => self.identify(*prefix, IdentityEntry::UNKNOWN)?,
                 TableOp::Identify(prefix, entry) => self.identify(*prefix, *entry)?,
                 TableOp::Forget(prefix) => self.forget(prefix)?,
-                TableOp::Settle => self.quiesce()?,
-                // All at once, when they are to be swapped in.
+                // Written already.
                 TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
-                TableOp::Swap => self.swap(&ops, desired)?,
+                TableOp::Settle => self.settle()?,
+                TableOp::Swap => self.swap(prepared.take(), &ops, desired)?,
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => {
                     let removed = self.rule_ctr.remove(&rule.0);
@@ -228,7 +234,7 @@ impl Kernel {
 
     /// Makes the last change in the policy that has gone out of use. If that fails, the next change starts
     /// from a fresh one.
-    pub fn settle(&mut self) {
+    pub fn catch_up(&mut self) {
         if let Some((before, writes)) = self.behind.take()
             && before.write(&writes).is_ok()
         {
@@ -240,7 +246,7 @@ impl Kernel {
     ///
     /// That of an earlier agent cannot be named, so an empty one takes its place until the swap, and new
     /// flows are denied meanwhile: some milliseconds, where numbers have changed while no agent ran.
-    fn quiesce(&mut self) -> Result<(), ApplyError> {
+    fn settle(&mut self) -> Result<(), ApplyError> {
         let step = ApplyError::at("wait for packets under way");
         match &self.active {
             Some(active) => self.outer.set(0, active.map(), 0),
@@ -249,18 +255,17 @@ impl Kernel {
         .map_err(step)
     }
 
-    fn swap(&mut self, ops: &[TableOp], desired: &Tables) -> Result<(), ApplyError> {
-        self.settle();
-        let changed = || {
-            ops.iter().filter_map(|op| match op {
-                TableOp::SetRow(prefix, _) | TableOp::RemoveRow(prefix) => Some(prefix),
-                _ => None,
-            })
-        };
-        let writes = layout(changed(), &desired.rows);
-        let rows = desired.rows.len();
+    /// The policy to come, and what was written into the other of the two for it.
+    fn prepare(
+        &mut self,
+        ops: &[TableOp],
+        desired: &Tables,
+    ) -> Result<(Policy, Vec<RowWrite>), ApplyError> {
+        self.catch_up();
+        let writes = layout(changed(ops), &desired.rows);
         // If writing fails, it lies half written in one that nobody will use.
         let failed = |error| ApplyError::at("write the policy's rows")(MapError::IoError(error));
+        let rows = desired.rows.len();
         let next = match self.shadow.take() {
             Some(shadow) if shadow.has_room(rows) => {
                 shadow.write(&writes).map_err(failed)?;
@@ -274,19 +279,31 @@ impl Kernel {
                 policy
             }
         };
+        Ok((next, writes))
+    }
+
+    fn swap(
+        &mut self,
+        prepared: Option<(Policy, Vec<RowWrite>)>,
+        ops: &[TableOp],
+        desired: &Tables,
+    ) -> Result<(), ApplyError> {
+        let Some((next, writes)) = prepared else {
+            return Ok(());
+        };
         // When this returns, no CPU uses the old policy any more.
         if let Err(error) = self.outer.set(0, next.map(), 0) {
             return Err(ApplyError::at("swap the policy")(error));
         }
         let before = self.active.replace(next);
-        for prefix in changed() {
+        for prefix in changed(ops) {
             match desired.rows.get(prefix) {
                 Some(entry) => self.observed.rows.insert(*prefix, *entry),
                 None => self.observed.rows.remove(prefix),
             };
         }
         // What is not ours is forgotten, and what is too small.
-        let before = before.filter(|before| before.has_room(rows));
+        let before = before.filter(|before| before.has_room(desired.rows.len()));
         self.behind = before.map(|before| (before, writes));
         Ok(())
     }
@@ -369,6 +386,13 @@ fn check_room(tables: &Tables) -> Result<(), ApplyError> {
         }
     }
     Ok(())
+}
+
+fn changed(ops: &[TableOp]) -> impl Iterator<Item = &PolicyPrefix> {
+    ops.iter().filter_map(|op| match op {
+        TableOp::SetRow(prefix, _) | TableOp::RemoveRow(prefix) => Some(prefix),
+        _ => None,
+    })
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
