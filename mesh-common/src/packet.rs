@@ -115,8 +115,8 @@ impl Facts {
         }
     }
 
-    /// Of a packet that [`usual`] could read, as [`parse`] would give them if it does not refuse the TCP
-    /// flags.
+    /// Of a packet that [`usual`] could read, as [`parse`] would give them if it does not refuse its
+    /// addresses or TCP flags.
     #[inline(always)]
     pub const fn usual(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8) -> Self {
         let port = match direction {

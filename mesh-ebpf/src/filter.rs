@@ -88,15 +88,18 @@ enum Seen {
 /// Leaves the facts of a packet that is not in `ct_est` for [`judge`].
 #[inline(never)]
 fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, is_new: bool) -> Seen {
-    if matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp) {
+    // The slow reader says why; the quick one leaves both to it.
+    let refused = key.remote.is_mapped() != key.local.is_mapped()
+        || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);
+    if refused {
         return Seen::Nothing;
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Seen::Nothing;
     };
-    let facts = Facts::usual(key, direction, kind, tcp);
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
-    unsafe { (*scratch).facts.write(facts) };
+    let facts = unsafe { &mut (*scratch).facts };
+    facts.write(Facts::usual(key, direction, kind, tcp));
     if is_new { Seen::NewFlow } else { Seen::Facts }
 }
 
