@@ -381,3 +381,16 @@ fn a_reader_is_woken_up_when_a_quarter_of_the_ring_is_full() {
     drop(ring);
     assert_eq!(kernel.events().len(), quarter + 2);
 }
+
+#[test]
+fn of_a_peer_without_room_nothing_is_told() {
+    let mut kernel = kernel();
+    for number in 0..maps::PEER_CAPACITY {
+        kernel.set_load(1_000 + number, PeerLoad::default());
+    }
+    let denied = tcp_between(OTHER, [40_000, 22], Ingress, SYN);
+    assert_eq!(kernel.outcome(Ingress, &denied), Err("no rule"));
+    assert_eq!(kernel.events(), []);
+    let lost = kernel.dataplane().counters().unwrap().events_lost;
+    assert_eq!(lost[&Denied], 1);
+}
