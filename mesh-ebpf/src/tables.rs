@@ -164,7 +164,7 @@ pub fn load(peer: u32) -> Option<*mut PeerLoad> {
     // SAFETY: the words of a variable that we hold alone, and all of them.
     let none = unsafe {
         let words = none.as_mut_ptr().cast::<u64>();
-        for word in 0..size_of::<PeerLoad>() / 8 {
+        for word in 0..size_of::<PeerLoad>() / size_of::<u64>() {
             words.add(word).write_volatile(0);
         }
         none.assume_init_ref()
