@@ -55,7 +55,7 @@ impl Suite {
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),
                 arguments: &["--show-output"],
-                filter: Some("dataplane"),
+                filter: Some("dataplane::life"),
                 environment: &[("MESH_BACKEND", "kernel")],
                 limit_seconds: 3600,
             },
