@@ -228,7 +228,7 @@ fn a_denial_says_all_of_its_packets() {
         for (told, news) in [(5_000_000_000, false), (5_000_000_001, true)] {
             let (events, entry, now) = kernel.at_once(|kernel, now| {
                 let before = DenyEntry {
-                    told: now - told,
+                    told: now.wrapping_sub(told),
                     ..earlier
                 };
                 kernel.denials().insert(same, before, 0).unwrap();
@@ -245,7 +245,7 @@ fn a_denial_says_all_of_its_packets() {
                 bytes: 1_000 + length,
                 first: 5,
                 last: now,
-                told: if news { now } else { now - told },
+                told: if news { now } else { now.wrapping_sub(told) },
             };
             assert_eq!(entry, grown);
             let expected = FlowEvent {

@@ -107,7 +107,7 @@ fn a_flow_lives_exactly_as_long_as_its_kind_may_be_silent() {
             let passes = kernel.at_once(|kernel, now| {
                 let mut flows = flows.clone();
                 for flow in &mut flows {
-                    flow.entry.state.last_seen = now - silence;
+                    flow.entry.state.last_seen = now.wrapping_sub(silence);
                 }
                 kernel.set_flows(&flows);
                 kernel.run(next.0, &next.1).0
@@ -248,7 +248,7 @@ fn a_flow_remembers_what_its_packets_have_said() {
             let (flow, then, now) = kernel.at_once(|kernel, now| {
                 let mut flows = before.clone();
                 for flow in &mut flows {
-                    flow.entry.state.last_seen = now - 1_000_000_000;
+                    flow.entry.state.last_seen = now.wrapping_sub(1_000_000_000);
                 }
                 kernel.set_flows(&flows);
                 assert!(kernel.run(*direction, packet).0, "{name}, step {step}");

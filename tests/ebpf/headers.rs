@@ -161,7 +161,7 @@ fn fragments_are_told_apart_by_all_that_they_have() {
         // A first fragment that comes again begins anew.
         let again = kernel.at_once(|kernel, now| {
             let old = FragmentEntry {
-                last_seen: now - 1,
+                last_seen: now.wrapping_sub(1),
                 remote_port: Be16::new(1),
                 ..entry
             };
@@ -179,7 +179,7 @@ fn fragments_are_told_apart_by_all_that_they_have() {
             let later = fragment(4, 9, true).bytes();
             let passes = kernel.at_once(|kernel, now| {
                 let entry = FragmentEntry {
-                    last_seen: now - age,
+                    last_seen: now.wrapping_sub(age),
                     ..entry
                 };
                 kernel.fragments().insert(key, entry, 0).unwrap();
