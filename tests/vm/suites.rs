@@ -29,6 +29,12 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
+    /// What runs when no suite is named: every one but the longest, which the host runs as well, with
+    /// its own kernel.
+    pub(crate) fn usual() -> Vec<Self> {
+        vec![Self::Kernel, Self::Conformance, Self::Ebpf, Self::Demo]
+    }
+
     fn recipe(self) -> Recipe {
         match self {
             Self::Kernel => Recipe {
@@ -55,7 +61,7 @@ impl Suite {
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),
                 arguments: &["--show-output"],
-                filter: Some("dataplane::life"),
+                filter: Some("dataplane"),
                 environment: &[("MESH_BACKEND", "kernel")],
                 limit_seconds: 3600,
             },
