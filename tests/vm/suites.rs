@@ -56,7 +56,7 @@ impl Suite {
                 arguments: &["--show-output"],
                 filter: None,
                 environment: &[("MESH_POLICY_CASES", CASES)],
-                limit_seconds: 1800,
+                limit_seconds: 2700,
             },
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),
