@@ -10,12 +10,12 @@ use mesh_tests::Lab;
 use mesh_tests::mesh::Mesh;
 use mesh_tests::scenario::{self, Check};
 
+use crate::mesh::hold_on;
+
 fn hold(scenario: impl FnOnce(&mut Mesh, &mut Check) -> anyhow::Result<()>) {
     let lab = Lab::of_release_build().unwrap();
-    let mut mesh = Mesh::in_process(lab, mesh_core::policy::EXAMPLE).unwrap();
-    if let Err(error) = scenario(&mut mesh, &mut Check::quiet()) {
-        panic!("{error:?}\n{}", mesh.logs());
-    }
+    let mesh = Mesh::in_process(lab, mesh_core::policy::EXAMPLE).unwrap();
+    hold_on(mesh, scenario);
 }
 
 #[test]

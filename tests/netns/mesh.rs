@@ -17,7 +17,13 @@ fn mesh() -> Mesh {
 }
 
 fn hold(scenario: impl FnOnce(&mut Mesh, &mut Check) -> anyhow::Result<()>) {
-    let mut mesh = mesh();
+    hold_on(mesh(), scenario);
+}
+
+pub(crate) fn hold_on(
+    mut mesh: Mesh,
+    scenario: impl FnOnce(&mut Mesh, &mut Check) -> anyhow::Result<()>,
+) {
     if let Err(error) = scenario(&mut mesh, &mut Check::quiet()) {
         panic!("{error:?}\n{}", mesh.logs());
     }
