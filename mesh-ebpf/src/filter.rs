@@ -151,7 +151,7 @@ fn judge<const AT: usize>(
     }
     if !verdict.passes() {
         if config.flags & Config::LOG != 0 {
-            stats::log(facts, verdict);
+            stats::log_verdict();
         }
         return drop(config);
     }
@@ -162,7 +162,7 @@ fn judge<const AT: usize>(
         clamp::<AT>(ctx, config, facts);
     }
     if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::Open) {
-        stats::log(facts, verdict);
+        stats::log_verdict();
     }
     NEXT
 }
@@ -228,6 +228,10 @@ fn drop(config: &Config) -> i32 {
 // Functions of their own, because a program's stack is 512 bytes over all that are active at once. They
 // return numbers and write the rest, because what a function without a number leaves in the return
 // register may be a pointer to the stack, which a verifier does not let out.
+//
+// A verifier follows each of them anew for every way that leads to it. Those with a C name, elsewhere, are
+// global functions (Linux 5.6), which it reads once, whoever calls: they get numbers only, as of what a
+// pointer leads to it would know nothing.
 
 /// False if the packet is refused because it cannot be read.
 #[inline(never)]

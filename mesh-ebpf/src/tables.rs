@@ -254,7 +254,8 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
         let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
-        let answer = row(key.remote, key.local, about | u32::from(key.port.get()));
+        let about = about | u32::from(key.port.get());
+        let answer = policy_row(key.remote.get(), key.local.get(), about);
         PolicyEntry {
             flags: answer as u32,
             rule: RuleId((answer >> 32) as u32),
@@ -309,13 +310,16 @@ impl Lookup for Tables<'_> {
     }
 }
 
-/// What the longest row around a [`PolicyKey`] says: the flags, and above them the rule. A function of its
-/// own, because it is asked in many places; of numbers, because it is the deepest on the stack.
+/// What the longest row around a [`PolicyKey`] says: the flags, and above them the rule. `about` is the
+/// direction, the protocol and the port, from above.
+///
+/// Global, because it is asked in many places; of numbers, because it is the deepest on the stack.
 #[inline(never)]
-fn row(remote: Be32, local: Be32, about: u32) -> u64 {
+#[unsafe(no_mangle)]
+extern "C" fn policy_row(remote: u32, local: u32, about: u32) -> u64 {
     let key = PolicyKey {
-        remote,
-        local,
+        remote: Be32::new(remote),
+        local: Be32::new(local),
         direction: (about >> 24) as u8,
         proto: (about >> 16) as u8,
         port: Be16::new(about as u16),
