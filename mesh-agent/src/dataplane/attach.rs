@@ -91,17 +91,17 @@ impl Hook {
             }
             Chain::Tcx => {
                 let program = program.fd()?.as_fd().try_clone_to_owned()?;
-                let ids = sys::bpf_prog_query(ifindex, way.tcx()).context("ask for programs")?;
+                let ids = sys::bpf::prog_query(ifindex, way.tcx()).context("ask for programs")?;
                 let mut ours = left
                     .iter()
                     .filter(|left| left.id != program_id && ids.contains(&left.id));
                 if !ids.contains(&program_id) {
                     let old = ours.next().map(|left| left.program.as_fd());
-                    sys::bpf_prog_attach(ifindex, way.tcx(), &program, old)?;
+                    sys::bpf::prog_attach(ifindex, way.tcx(), &program, old)?;
                 }
                 // A second one there is what a crash left.
                 for old in ours {
-                    sys::bpf_prog_detach(ifindex, way.tcx(), &old.program)?;
+                    sys::bpf::prog_detach(ifindex, way.tcx(), &old.program)?;
                 }
                 Place::Tcx(program)
             }
@@ -162,7 +162,7 @@ impl Hook {
     pub(super) fn unhang(&self) -> anyhow::Result<()> {
         match &self.place {
             Place::Tcx(program) => {
-                match sys::bpf_prog_detach(self.ifindex, self.way.tcx(), program) {
+                match sys::bpf::prog_detach(self.ifindex, self.way.tcx(), program) {
                     // Somebody took it off, or the interface is gone.
                     Err(error)
                         if matches!(
@@ -185,7 +185,7 @@ impl Hook {
 fn hanging(ifindex: u32, way: Way, chain: Chain) -> io::Result<Vec<Option<u32>>> {
     match chain {
         Chain::Tcx => {
-            let ids = sys::bpf_prog_query(ifindex, way.tcx())?;
+            let ids = sys::bpf::prog_query(ifindex, way.tcx())?;
             Ok(ids.into_iter().map(Some).collect())
         }
         Chain::Clsact => clsact::hanging(ifindex, way),

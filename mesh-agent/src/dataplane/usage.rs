@@ -30,7 +30,7 @@ impl Pins {
             // A ring buffer has no keys.
             let entries = match info.key_size() {
                 0 => 0,
-                size => sys::bpf_map_count(fd, size, most)?,
+                size => sys::bpf::map_count(fd, size, most)?,
             };
             let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
             let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;

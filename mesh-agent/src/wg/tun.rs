@@ -51,12 +51,12 @@ impl Tun {
             .open(DEVICE)
             .map_err(not_open)?;
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        sys::tun_set_iff(&file, name, flags).with_context(|| {
+        sys::tun::set_iff(&file, name, flags).with_context(|| {
             format!(
                 "create the TUN device {name}: this needs CAP_NET_ADMIN and a name that is free"
             )
         })?;
-        if let Err(error) = sys::tun_set_offload(&file, OFFLOADS) {
+        if let Err(error) = sys::tun::set_offload(&file, OFFLOADS) {
             debug!(%error, "packets of one size only");
         }
         let index = rustix::net::netdevice::name_to_index(socket()?, name)

@@ -25,7 +25,7 @@ use super::peer::{DATA, Decrypted, Identity, Peer, receiver};
 use super::socket::{Endpoint, MAX_MESSAGE, Outbox, Socket};
 use super::table::Table;
 use super::{Shared, Waker};
-use crate::sys::RecvBatch;
+use crate::sys::udp::RecvBatch;
 use crate::wg::{Filter, Judgement};
 
 /// Handshake messages a second that are answered without asking for a cookie: about a twentieth of

@@ -16,7 +16,8 @@ use rustix::net::{
 };
 use tracing::debug;
 
-use crate::sys::{self, Outgoing};
+use crate::sys;
+use crate::sys::udp::{self, Outgoing};
 
 /// Kernel buffers of the socket, both ways: what a gigabit brings in the 30 ms that a busy host may
 /// leave a thread waiting. The defaults (208 KiB) overflow on every burst.
@@ -244,7 +245,7 @@ impl Outbox {
             source: None,
             segment: 0,
         };
-        let mut batch = [NOTHING; sys::BATCH];
+        let mut batch = [NOTHING; udp::BATCH];
         let (mut count, mut next) = (0, first);
         for slot in &mut batch {
             let Some(head) = self.messages.get(next) else {
@@ -261,7 +262,7 @@ impl Outbox {
             };
             (count, next) = (count + 1, next + run);
         }
-        sys::send_batch(&socket.fd, socket.wide, &batch[..count])
+        udp::send_batch(&socket.fd, socket.wide, &batch[..count])
     }
 
     /// What would be sent, and where to.

@@ -1,0 +1,180 @@
+//! Programs on hooks and keys of maps by the bare bpf(2), for which aya has no calls.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::number;
+
+/// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+const BPF_PROG_QUERY: libc::c_int = 16;
+
+/// The `query` arm of `union bpf_attr`, up to what TCX needs.
+#[repr(C)]
+#[derive(Default)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Ids of the programs at an interface's TCX hook (`BPF_TCX_INGRESS` is 46, `BPF_TCX_EGRESS` 47), in
+/// the order in which they run. aya's own query turns ids into descriptors, which takes CAP_SYS_ADMIN.
+pub(crate) fn prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut query = ProgQuery {
+        target_ifindex: ifindex,
+        attach_type,
+        prog_ids: (&raw mut ids).addr() as u64,
+        prog_cnt: ids.len() as u32,
+        ..ProgQuery::default()
+    };
+    // SAFETY: the kernel reads and writes at most the size given of `query`, and `prog_cnt` ids at
+    // `prog_ids`; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut query,
+            size_of::<ProgQuery>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.prog_cnt as usize).collect())
+}
+
+/// `BPF_MAP_GET_NEXT_KEY` of `enum bpf_cmd`.
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+
+/// The arm of `union bpf_attr` for elements of maps.
+#[repr(C)]
+#[derive(Default)]
+struct MapElement {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    next_key: u64,
+}
+
+/// How many keys of `key_size` bytes a map has, up to `most`: keys that come and go while they are
+/// counted could keep one counting for ever.
+pub(crate) fn map_count(map: impl AsFd, key_size: u32, most: u32) -> io::Result<u32> {
+    // The kernel reads and writes as many bytes as its keys have, whatever the caller believes.
+    const LONGEST: usize = 512;
+    if key_size == 0 || key_size as usize > LONGEST {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (mut key, mut next) = ([0_u8; LONGEST], [0_u8; LONGEST]);
+    for count in 0..most {
+        let element = MapElement {
+            map_fd: number(map.as_fd()),
+            key: if count == 0 {
+                0
+            } else {
+                (&raw const key).addr() as u64
+            },
+            next_key: (&raw mut next).addr() as u64,
+            ..MapElement::default()
+        };
+        // SAFETY: a key is at most 512 bytes long (MAX_BPF_STACK), as long as both buffers, which
+        // outlive the call; the kernel reads the size given of `element`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_GET_NEXT_KEY,
+                &raw const element,
+                size_of::<MapElement>(),
+            )
+        };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::NotFound => Ok(count),
+                _ => Err(error),
+            };
+        }
+        key = next;
+    }
+    Ok(most)
+}
+
+/// `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` of `enum bpf_cmd`.
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+/// In the place of `replace_bpf_fd`.
+const BPF_F_REPLACE: u32 = 1 << 2;
+/// Before all others, as no other is named.
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// The arm of `union bpf_attr` for attaching and detaching.
+#[repr(C)]
+#[derive(Default)]
+struct ProgAttach {
+    target_ifindex: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+    relative_fd: u32,
+    expected_revision: u64,
+}
+
+/// Hangs `program` at an interface's TCX hook: in the place of `old`, or before all others. It stays
+/// there by itself, without descriptor and pin, until it is detached or the interface goes.
+pub(crate) fn prog_attach(
+    ifindex: u32,
+    attach_type: u32,
+    program: impl AsFd,
+    old: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let (attach_flags, replace_bpf_fd) = match old {
+        Some(old) => (BPF_F_REPLACE, number(old)),
+        None => (BPF_F_BEFORE, 0),
+    };
+    let attach = ProgAttach {
+        target_ifindex: ifindex,
+        attach_bpf_fd: number(program.as_fd()),
+        attach_type,
+        attach_flags,
+        replace_bpf_fd,
+        ..ProgAttach::default()
+    };
+    change(BPF_PROG_ATTACH, &attach)
+}
+
+/// Takes `program` from an interface's TCX hook.
+pub(crate) fn prog_detach(ifindex: u32, attach_type: u32, program: impl AsFd) -> io::Result<()> {
+    let attach = ProgAttach {
+        target_ifindex: ifindex,
+        attach_bpf_fd: number(program.as_fd()),
+        attach_type,
+        ..ProgAttach::default()
+    };
+    change(BPF_PROG_DETACH, &attach)
+}
+
+fn change(command: libc::c_int, attach: &ProgAttach) -> io::Result<()> {
+    // SAFETY: the kernel reads the size given of `attach`, which outlives the call, and takes numbers
+    // from it; what is no descriptor of a program it refuses.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw const *attach,
+            size_of::<ProgAttach>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
