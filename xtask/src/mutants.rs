@@ -15,10 +15,14 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 16] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/packet.rs",
+    "mesh-common/src/packet/network.rs",
+    "mesh-common/src/packet/quoted.rs",
+    "mesh-common/src/packet/transport.rs",
+    "mesh-common/src/packet/usual.rs",
     "mesh-common/src/policy.rs",
     "mesh-common/src/tcp.rs",
     "mesh-common/src/verdict.rs",

@@ -5,6 +5,7 @@
 
 pub(crate) mod imports;
 pub(crate) mod protocol;
+mod reasons;
 mod sources;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub(crate) fn check() -> Result<()> {
     let files = tracked_files()?;
     let mut findings = imports::findings()?;
     findings.extend(sources::findings(&files));
+    findings.extend(reasons::findings(&files));
     findings.extend(protocol::findings(shell::root())?);
     if findings.is_empty() {
         return Ok(());

@@ -13,7 +13,6 @@ pub(super) fn findings(files: &[File]) -> Vec<String> {
         if is_rust(&file.path) && !is_generated(&file.path) {
             opens_with_its_purpose(&file.text, &mut report);
             says_why_unsafe_is_sound(&file.text, &mut report);
-            documents_drop_reasons(&file.text, &mut report);
         }
         if file
             .path
@@ -69,29 +68,6 @@ const UNSAFE: &[&str] = &[concat!("unsafe", " {"), concat!("unsafe", " impl")];
 
 /// Lines that a statement and the comment above it may take.
 const SAFETY_REACH: usize = 8;
-
-/// The drop reasons are what an operator sees when packets vanish.
-fn documents_drop_reasons(text: &str, report: &mut impl FnMut(usize, &str)) {
-    let mut inside = false;
-    let mut documented = false;
-    for (index, line) in text.lines().map(str::trim).enumerate() {
-        if line.starts_with("pub enum DropReason") {
-            inside = true;
-        } else if inside && line == "}" {
-            return;
-        } else if inside && line.starts_with("///") {
-            documented = true;
-        } else if inside && line.chars().next().is_some_and(char::is_uppercase) {
-            if !documented {
-                report(
-                    index + 1,
-                    "drop reason without `///`: say when it is counted, and what to do",
-                );
-            }
-            documented = false;
-        }
-    }
-}
 
 fn takes_the_workspace_lints(text: &str, report: &mut impl FnMut(usize, &str)) {
     let Ok(manifest) = text.parse::<toml::Table>() else {
@@ -156,18 +132,18 @@ mod tests {
 
     #[test]
     fn a_tidy_file_gives_no_finding() {
-        let text = "//! A file.\n// SAFETY: it is.\nunsafe { f() }\npub enum DropReason {\n    /// When.\n    A = 1,\n}\n";
+        let text = "//! A file.\n// SAFETY: it is.\nunsafe { f() }\n";
         assert_eq!(about("a.rs", text), Vec::<String>::new());
     }
 
     #[test]
     fn each_rule_about_rust_is_reported_with_its_line() {
-        let text = "fn f() {\n UNSAFE { g() }\n}\npub enum DropReason {\n  A = 1,\n}\n";
+        let text = "fn f() {\n UNSAFE { g() }\n}\n";
         let lines: Vec<_> = about("a.rs", &text.replace("UNSAFE", "unsafe"))
             .iter()
             .map(|finding| finding.split(':').nth(1).unwrap().to_owned())
             .collect();
-        assert_eq!(lines, ["1", "2", "5"]);
+        assert_eq!(lines, ["1", "2"]);
     }
 
     #[test]
