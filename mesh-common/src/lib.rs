@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`addr`], [`identity`] and [`policy`] are what user space writes, [`packet`] turns
 //! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`budget`] how many a peer may
-//! have, and [`verdict`] decides. [`event`] is what user space is told.
+//! have, and [`verdict`] decides, for a [`reason`]. [`event`] is what user space is told.
 #![no_std]
 
 pub mod addr;
@@ -19,6 +19,7 @@ pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
 pub mod policy;
+pub mod reason;
 pub mod tcp;
 pub mod verdict;
 
@@ -26,4 +27,5 @@ pub use addr::{Address, Be16, Be32};
 pub use identity::{Identity, IdentityEntry};
 pub use packet::Facts;
 pub use policy::{Direction, PolicyEntry, PolicyKey, RuleId};
-pub use verdict::{DropReason, Effect, Verdict, decide};
+pub use reason::DropReason;
+pub use verdict::{Effect, Verdict, decide};

@@ -155,9 +155,14 @@ fn an_icmp_error_speaks_of_what_it_quotes() {
                 another[header + 5] ^= 1;
             }
             let ported = !matches!(body, Body::Other(_));
-            let quotes: [(&str, Vec<u8>, _); 6] = [
+            let quotes: [(&str, Vec<u8>, _); 7] = [
                 ("plain", plain.clone(), PASS),
                 ("shortest", plain[..header + 8].to_vec(), PASS),
+                (
+                    "no more than its header",
+                    plain[..header].to_vec(),
+                    if ported { malformed } else { PASS },
+                ),
                 ("first fragment", fragmented.bytes(), PASS),
                 ("later fragment", later.bytes(), malformed),
                 ("foreign", foreign.bytes(), malformed),
