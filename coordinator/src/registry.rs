@@ -4,7 +4,6 @@
 //! checked is still true when it writes: a one-off key cannot be used twice, a name or an address
 //! cannot be given twice. It checks everything first and writes last.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -124,22 +123,20 @@ pub fn enroll(draft: &mut Draft, request: Enrolment) -> Result<Arc<Node>, Refusa
                 name => name,
             };
             let name = Name::sanitize(wanted).unique(&draft.world().names());
+            let id = NodeId(draft.next_id());
             Node {
-                id: NodeId(draft.next_id()),
-                name,
-                machine: request.machine,
-                key: request.key,
-                owner: key.owner.clone(),
-                addresses,
-                endpoints: BTreeSet::new(),
-                advertised_routes: BTreeSet::new(),
-                approved_routes: BTreeSet::new(),
                 ephemeral: key.ephemeral,
                 created: draft.now,
                 expires,
-                expired: false,
                 host: request.host,
-                attributes: BTreeMap::new(),
+                ..Node::new(
+                    id,
+                    name,
+                    request.machine,
+                    request.key,
+                    key.owner.clone(),
+                    addresses,
+                )
             }
         }
     };

@@ -379,6 +379,34 @@ pub struct Node {
 }
 
 impl Node {
+    /// One that has reported nothing yet and stays until it is deleted.
+    pub fn new(
+        id: NodeId,
+        name: Name,
+        machine: MachinePublic,
+        key: NodePublic,
+        owner: Owner,
+        addresses: Addresses,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            machine,
+            key,
+            owner,
+            addresses,
+            endpoints: BTreeSet::new(),
+            advertised_routes: BTreeSet::new(),
+            approved_routes: BTreeSet::new(),
+            ephemeral: false,
+            created: UnixTime(0),
+            expires: None,
+            expired: false,
+            host: HostInfo::default(),
+            attributes: BTreeMap::new(),
+        }
+    }
+
     /// Approved routes that the node still advertises, exit routes left out.
     pub fn serving_routes(&self) -> impl Iterator<Item = &IpNet> {
         self.approved_routes

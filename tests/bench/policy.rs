@@ -20,8 +20,8 @@ use mesh_core::dataplane::Tables;
 use mesh_core::key::{MachineKey, MachinePublic, NodePublic};
 use mesh_core::netmap::{build, delta};
 use mesh_core::node::{
-    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime,
-    User, UserId, UserName,
+    Addresses, Epoch, Generation, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User,
+    UserId, UserName,
 };
 use mesh_core::policy::{CompiledPolicy, Document, Subjects, check, compile};
 use mesh_core::world::{Mesh, Pools, World};
@@ -352,38 +352,26 @@ fn node(id: u64) -> Node {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&id.to_be_bytes());
     let [.., a, b, c] = id.to_be_bytes();
+    let owner = match group.checked_sub(TAGS) {
+        None => tagged(group),
+        Some(user) => Owner::User(UserId(user + 1)),
+    };
+    let host = u16::from_be_bytes([b, c]);
+    let addresses = Addresses {
+        v4: [100, 64 + a, b, c].into(),
+        v6: [0xfd01, 0x101, 0x101, 0, 0, 0, u16::from(a), host].into(),
+    };
+    let name = Name::sanitize(&format!("node-{id}"));
     Node {
-        id: NodeId(id),
-        name: Name::sanitize(&format!("node-{id}")),
-        machine: MachinePublic(key),
-        key: NodePublic(key),
-        owner: match group.checked_sub(TAGS) {
-            None => tagged(group),
-            Some(user) => Owner::User(UserId(user + 1)),
-        },
-        addresses: Addresses {
-            v4: [100, 64 + a, b, c].into(),
-            v6: [
-                0xfd01,
-                0x101,
-                0x101,
-                0,
-                0,
-                0,
-                u16::from(a),
-                u16::from_be_bytes([b, c]),
-            ]
-            .into(),
-        },
         endpoints: [([192, 0, 2, c], 41641).into()].into(),
-        advertised_routes: BTreeSet::new(),
-        approved_routes: BTreeSet::new(),
-        ephemeral: false,
-        created: UnixTime(0),
-        expires: None,
-        expired: false,
-        host: HostInfo::default(),
-        attributes: BTreeMap::new(),
+        ..Node::new(
+            NodeId(id),
+            name,
+            MachinePublic(key),
+            NodePublic(key),
+            owner,
+            addresses,
+        )
     }
 }
 

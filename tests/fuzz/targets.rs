@@ -35,8 +35,8 @@ use mesh_core::dns::{Config, Zone};
 use mesh_core::key::{MachineKey, MachinePublic, NodeKey, NodePublic};
 use mesh_core::netmap::{Action, Entry, EntryKey, Me, Netmap, NodePolicy, Peer, PortRange, Rule};
 use mesh_core::node::{
-    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime,
-    User, UserId, UserName,
+    Addresses, Epoch, Generation, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User,
+    UserId, UserName,
 };
 use mesh_core::policy::{self, Document, Subjects};
 use mesh_core::world::{Mesh, Pools};
@@ -418,23 +418,14 @@ fn nodes() -> BTreeMap<NodeId, Arc<Node>> {
         Owner::User(UserId(2)),
     ];
     let node = |(number, owner): (u8, Owner)| {
-        let node = Node {
-            id: NodeId(number.into()),
-            name: Name::sanitize(&format!("n{number}")),
-            machine: MachinePublic([number; 32]),
-            key: NodePublic([number; 32]),
+        let node = Node::new(
+            NodeId(number.into()),
+            Name::sanitize(&format!("n{number}")),
+            MachinePublic([number; 32]),
+            NodePublic([number; 32]),
             owner,
-            addresses: addresses(number),
-            endpoints: BTreeSet::new(),
-            advertised_routes: BTreeSet::new(),
-            approved_routes: BTreeSet::new(),
-            ephemeral: false,
-            created: UnixTime(0),
-            expires: None,
-            expired: false,
-            host: HostInfo::default(),
-            attributes: BTreeMap::new(),
-        };
+            addresses(number),
+        );
         (node.id, Arc::new(node))
     };
     (1..).zip(owners).map(node).collect()

@@ -10,9 +10,7 @@ use mesh_core::ipam;
 use mesh_core::key::{MachineKey, MachinePublic};
 use mesh_core::netmap::digest::{ItemDigest, ItemKey};
 use mesh_core::netmap::{Digest, Netmap, build, delta};
-use mesh_core::node::{
-    Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Tag, UnixTime,
-};
+use mesh_core::node::{Epoch, Generation, MeshId, Name, Node, NodeId, Owner, Tag};
 use mesh_core::policy::{self, CompiledPolicy, Document, Subjects};
 use mesh_core::world::{Mesh, Pools, World};
 
@@ -111,23 +109,14 @@ impl Coordinator {
         let addresses = ipam::allocate(pools, &[pools.v4], &taken.collect()).unwrap();
         let name = Name::parse("node").unwrap().unique(&self.world.names());
         let tag = Tag::parse(&format!("tag:t{tag}")).unwrap();
-        let node = Node {
+        let node = Node::new(
             id,
             name,
-            machine: keys.machine.public(),
-            key: keys.node.public(),
-            owner: Owner::Tags([tag].into()),
+            keys.machine.public(),
+            keys.node.public(),
+            Owner::Tags([tag].into()),
             addresses,
-            endpoints: BTreeSet::new(),
-            advertised_routes: BTreeSet::new(),
-            approved_routes: BTreeSet::new(),
-            ephemeral: false,
-            created: UnixTime(0),
-            expires: None,
-            expired: false,
-            host: HostInfo::default(),
-            attributes: BTreeMap::new(),
-        };
+        );
         self.change(|world| drop(world.nodes.insert(id, Arc::new(node))));
         id
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::node::{
-    Addresses, Epoch, Generation, HostInfo, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime,
-    User, UserId, UserName,
+    Addresses, Epoch, Generation, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User,
+    UserId, UserName,
 };
 use mesh_core::policy::{CompiledPolicy, Document, Problems, Subjects, check, compile};
 use mesh_core::world::{self, Pools, World};
@@ -99,23 +99,14 @@ impl Mesh {
         let (IpAddr::V4(v4), IpAddr::V6(v6)) = (v4, v6) else {
             panic!("one address of each family");
         };
-        let node = Node {
+        let node = Node::new(
             id,
-            name: Name::sanitize("n"),
-            machine: MachinePublic(key),
-            key: NodePublic(key),
+            Name::sanitize("n"),
+            MachinePublic(key),
+            NodePublic(key),
             owner,
-            addresses: Addresses { v4, v6 },
-            endpoints: BTreeSet::new(),
-            advertised_routes: BTreeSet::new(),
-            approved_routes: BTreeSet::new(),
-            ephemeral: false,
-            created: UnixTime(0),
-            expires: None,
-            expired: false,
-            host: HostInfo::default(),
-            attributes: BTreeMap::new(),
-        };
+            Addresses { v4, v6 },
+        );
         self.nodes.insert(id, Arc::new(node));
         id
     }

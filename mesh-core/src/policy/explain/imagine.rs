@@ -3,14 +3,14 @@
 //! An operator asks before the first machine of a tag is enrolled. The policy has an answer to that
 //! already, so it is asked of a world that has one such node more, compiled from the one that is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::ends::{Explainer, Service, Unanswerable};
 use super::shown::{Answer, Way};
 use crate::ipam;
 use crate::key::{MachinePublic, NodePublic};
-use crate::node::{HostInfo, Name, Node, NodeId, Owner, Role, UnixTime, User, UserId, UserName};
+use crate::node::{Name, Node, NodeId, Owner, Role, UnixTime, User, UserId, UserName};
 use crate::policy::compile::{CompiledPolicy, compile};
 use crate::policy::pools::allotment;
 use crate::policy::resolve::Subjects;
@@ -143,23 +143,14 @@ fn add(world: &mut World, document: &Document, owner: Owner) -> bool {
     };
     let last = world.nodes.last_key_value();
     let id = NodeId(last.map_or(0, |(id, _)| id.0) + 1);
-    let node = Node {
+    let node = Node::new(
         id,
-        name: Name::sanitize("imagined").unique(&world.names()),
-        machine: MachinePublic([0; 32]),
-        key: NodePublic([0; 32]),
+        Name::sanitize("imagined").unique(&world.names()),
+        MachinePublic([0; 32]),
+        NodePublic([0; 32]),
         owner,
         addresses,
-        endpoints: BTreeSet::new(),
-        advertised_routes: BTreeSet::new(),
-        approved_routes: BTreeSet::new(),
-        ephemeral: false,
-        created: UnixTime(0),
-        expires: None,
-        expired: false,
-        host: HostInfo::default(),
-        attributes: BTreeMap::new(),
-    };
+    );
     world.nodes.insert(id, Arc::new(node));
     true
 }
