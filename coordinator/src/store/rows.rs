@@ -4,17 +4,21 @@
 //! kinds and lengths included, so the sum that was written can be computed again from what SQLite
 //! gives back, before anything is decoded.
 
+mod columns;
+mod tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::str::FromStr;
 
 use mesh_core::node::{
-    Addresses, AttributeName, AttributeValue, HostInfo, Name, Node, NodeId, Owner, Role, Tag,
-    UnixTime, User, UserId, UserName,
+    Addresses, AttributeName, AttributeValue, HostInfo, Name, Node, NodeId, Role, UnixTime, User,
+    UserId, UserName,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub(super) use self::columns::{Columns, Unreadable};
+pub(super) use self::tables::{KEY, NODE, POLICY, POLICY_HISTORY, Table, USER};
 use super::PolicyText;
 use crate::preauth::{KeyId, PreAuthKey};
 
@@ -26,105 +30,6 @@ pub(super) enum Value {
     Int(i64),
     Text(String),
     Blob(Vec<u8>),
-}
-
-/// One table: its statements, and how many columns stand before `sum`.
-#[derive(Debug)]
-pub(super) struct Table {
-    pub(super) name: &'static str,
-    pub(super) columns: usize,
-    /// Columns that the table has had from its beginning. Those behind are only part of the sum up
-    /// to the last that is not null, so rows from before keep theirs.
-    pub(super) founding: usize,
-    /// Whether its rows are counted in the root.
-    pub(super) feeds_world: bool,
-    pub(super) select: &'static str,
-    pub(super) put: &'static str,
-    pub(super) delete: &'static str,
-}
-
-pub(super) static USER: Table = Table {
-    name: "user",
-    columns: 6,
-    founding: 4,
-    feeds_world: true,
-    select: r#"SELECT id, name, display_name, created, role, idp_groups, sum
-        FROM "user" NOT INDEXED"#,
-    put: r#"INSERT INTO "user" (id, name, display_name, created, role, idp_groups, sum)
-        VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
-        name = excluded.name, display_name = excluded.display_name, created = excluded.created,
-        role = excluded.role, idp_groups = excluded.idp_groups, sum = excluded.sum"#,
-    delete: r#"DELETE FROM "user" WHERE id = ?"#,
-};
-
-pub(super) static NODE: Table = Table {
-    name: "node",
-    columns: 17,
-    founding: 16,
-    feeds_world: true,
-    select: r#"SELECT id, name, machine, "key", "user", tags, v4, v6, endpoints, advertised,
-        approved, ephemeral, created, expires, expired, host, attributes, sum
-        FROM node NOT INDEXED"#,
-    put: r#"INSERT INTO node (id, name, machine, "key", "user", tags, v4, v6, endpoints,
-        advertised, approved, ephemeral, created, expires, expired, host, attributes, sum)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET
-        name = excluded.name, machine = excluded.machine, "key" = excluded."key",
-        "user" = excluded."user", tags = excluded.tags, v4 = excluded.v4, v6 = excluded.v6,
-        endpoints = excluded.endpoints, advertised = excluded.advertised,
-        approved = excluded.approved, ephemeral = excluded.ephemeral, created = excluded.created,
-        expires = excluded.expires, expired = excluded.expired, host = excluded.host,
-        attributes = excluded.attributes, sum = excluded.sum"#,
-    delete: "DELETE FROM node WHERE id = ?",
-};
-
-pub(super) static KEY: Table = Table {
-    name: "auth_key",
-    columns: 12,
-    founding: 12,
-    feeds_world: true,
-    select: r#"SELECT id, prefix, hash, reusable, ephemeral, "user", tags, created, expires,
-        revoked, uses, last_node, sum FROM auth_key NOT INDEXED"#,
-    put: r#"INSERT INTO auth_key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET
-        prefix = excluded.prefix, hash = excluded.hash, reusable = excluded.reusable,
-        ephemeral = excluded.ephemeral, "user" = excluded."user", tags = excluded.tags,
-        created = excluded.created, expires = excluded.expires, revoked = excluded.revoked,
-        uses = excluded.uses, last_node = excluded.last_node, sum = excluded.sum"#,
-    delete: "DELETE FROM auth_key WHERE id = ?",
-};
-
-pub(super) static POLICY: Table = Table {
-    name: "policy",
-    columns: 5,
-    founding: 3,
-    feeds_world: true,
-    select: "SELECT version, text, changed, file, author, sum FROM policy NOT INDEXED",
-    put: "INSERT INTO policy (version, text, changed, file, author, sum) VALUES (?, ?, ?, ?, ?, ?)",
-    delete: "DELETE FROM policy WHERE version = ?",
-};
-
-pub(super) static POLICY_HISTORY: Table = Table {
-    name: "policy_history",
-    columns: 5,
-    founding: 5,
-    feeds_world: false,
-    select: "SELECT version, text, changed, file, author, sum FROM policy_history WHERE version = ?",
-    put: "INSERT OR REPLACE INTO policy_history (version, text, changed, file, author, sum)
-        VALUES (?, ?, ?, ?, ?, ?)",
-    delete: "DELETE FROM policy_history WHERE version = ?",
-};
-
-impl Table {
-    /// The sum of a row of this table.
-    pub(super) fn sum(&self, values: &[Value]) -> Sum {
-        let said = |value: &Value| *value != Value::Null;
-        let last = values.iter().rposition(said).map_or(0, |last| last + 1);
-        sum(
-            self.name,
-            &values[..last.max(self.founding).min(values.len())],
-        )
-    }
 }
 
 /// SHA-256 over the table's name and every value, each with its kind and length in front.
@@ -270,116 +175,6 @@ fn said(text: &str) -> Value {
 }
 
 // === reading ===
-
-/// Which column did not hold what it must. A row whose sum is right never gets here unless another
-/// version wrote it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unreadable(pub(super) &'static str);
-
-/// The values of one row, taken from the left.
-#[derive(Debug)]
-pub(super) struct Columns(std::vec::IntoIter<Value>);
-
-impl Columns {
-    pub(super) fn new(values: Vec<Value>) -> Self {
-        Self(values.into_iter())
-    }
-
-    fn int(&mut self, what: &'static str) -> Result<u64, Unreadable> {
-        match self.0.next() {
-            Some(Value::Int(n)) => u64::try_from(n).map_err(|_| Unreadable(what)),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn optional(&mut self, what: &'static str) -> Result<Option<u64>, Unreadable> {
-        match self.0.next() {
-            Some(Value::Null) => Ok(None),
-            Some(Value::Int(n)) => u64::try_from(n).map(Some).map_err(|_| Unreadable(what)),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn flag(&mut self, what: &'static str) -> Result<bool, Unreadable> {
-        match self.int(what)? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn text(&mut self, what: &'static str) -> Result<String, Unreadable> {
-        match self.0.next() {
-            Some(Value::Text(text)) => Ok(text),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn said(&mut self, what: &'static str) -> Result<String, Unreadable> {
-        match self.0.next() {
-            Some(Value::Null) => Ok(String::new()),
-            Some(Value::Text(text)) => Ok(text),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn parse<T: FromStr>(&mut self, what: &'static str) -> Result<T, Unreadable> {
-        self.text(what)?.parse().map_err(|_| Unreadable(what))
-    }
-
-    fn blob<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Unreadable> {
-        match self.0.next() {
-            Some(Value::Blob(bytes)) => bytes.try_into().map_err(|_| Unreadable(what)),
-            _ => Err(Unreadable(what)),
-        }
-    }
-
-    fn list<T: Ord>(
-        &mut self,
-        what: &'static str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<BTreeSet<T>, Unreadable> {
-        let items: Vec<String> =
-            serde_json::from_str(&self.text(what)?).map_err(|_| Unreadable(what))?;
-        items
-            .iter()
-            .map(|item| parse(item))
-            .collect::<Option<_>>()
-            .ok_or(Unreadable(what))
-    }
-
-    fn attributes(
-        &mut self,
-        what: &'static str,
-    ) -> Result<BTreeMap<AttributeName, AttributeValue>, Unreadable> {
-        let text = self.said(what)?;
-        if text.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&text).map_err(|_| Unreadable(what))?;
-        let read = |(name, value): (String, serde_json::Value)| {
-            let value = match value {
-                serde_json::Value::String(text) => AttributeValue::Text(text),
-                serde_json::Value::Bool(flag) => AttributeValue::Bool(flag),
-                number => AttributeValue::Number(number.as_i64()?),
-            };
-            Some((AttributeName::parse(&name).ok()?, value))
-        };
-        let read: Option<_> = object.into_iter().map(read).collect();
-        read.ok_or(Unreadable(what))
-    }
-
-    fn owner(&mut self) -> Result<Owner, Unreadable> {
-        let user = self.optional("user")?;
-        let tags = self.list("tags", |tag| Tag::parse(tag).ok())?;
-        match user {
-            Some(user) if tags.is_empty() => Ok(Owner::User(UserId(user))),
-            Some(_) => Err(Unreadable("tags")),
-            None => Ok(Owner::Tags(tags)),
-        }
-    }
-}
 
 pub(super) fn read_user(row: &mut Columns) -> Result<User, Unreadable> {
     Ok(User {
@@ -539,6 +334,7 @@ impl From<Host> for HostInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_core::node::{Owner, Tag};
 
     #[test]
     fn a_sum_tells_kinds_and_borders_apart() {
