@@ -7,25 +7,28 @@
 //! A figure is the median of its runs; each run changes something else. The bars stand beside what
 //! they are about, and a figure that misses its own fails the program. Needs neither root nor BPF.
 
+mod report;
+mod text;
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use self::report::{Report, peak_memory, timed, times};
+use self::text::Text;
+use self::world::{node, tagged, world};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_api::{update, v1};
 use mesh_core::dataplane::Tables;
-use mesh_core::key::{MachineKey, MachinePublic, NodePublic};
+use mesh_core::key::MachineKey;
 use mesh_core::netmap::{build, delta};
-use mesh_core::node::{
-    Addresses, Epoch, Generation, MeshId, Name, Node, NodeId, Owner, Role, Tag, UnixTime, User,
-    UserId, UserName,
-};
+use mesh_core::node::{Node, NodeId, Role, UserId};
 use mesh_core::policy::{CompiledPolicy, Document, Subjects, check, compile};
-use mesh_core::world::{Mesh, Pools, World};
-use serde_json::json;
+use mesh_core::world::World;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -299,230 +302,6 @@ impl Changes<'_> {
     }
 }
 
-// === the world ===
-
-/// Nodes in turn of each tag and each user.
-fn world(nodes: u64) -> World {
-    World {
-        mesh: Arc::new(Mesh {
-            id: MeshId([7; 16]),
-            domain: "mesh.internal".to_owned(),
-            pools: Pools {
-                v4: Pools::default_v4(),
-                v6: Pools::ula([1; 5]),
-            },
-        }),
-        epoch: Epoch(1),
-        generation: Generation(1),
-        users: (1..=USERS)
-            .map(|id| (UserId(id), Arc::new(user(id))))
-            .collect(),
-        nodes: (1..=nodes)
-            .map(|id| (NodeId(id), Arc::new(node(id))))
-            .collect(),
-    }
-}
-
-fn user(id: u64) -> User {
-    User {
-        id: UserId(id),
-        name: UserName::parse(&login(id)).expect("a login without spaces"),
-        display_name: String::new(),
-        idp_groups: [format!("team-{}", id % 10)].into(),
-        role: Role::Member,
-        created: UnixTime(0),
-    }
-}
-
-fn login(id: u64) -> String {
-    format!("u{id}@x.org")
-}
-
-fn tagged(number: u64) -> Owner {
-    let tag = Tag::parse(&tag(number)).expect("a tag that starts with a letter");
-    Owner::Tags([tag].into())
-}
-
-fn tag(number: u64) -> String {
-    format!("tag:g{number}")
-}
-
-fn node(id: u64) -> Node {
-    let group = (id - 1) % IDENTITIES;
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&id.to_be_bytes());
-    let [.., a, b, c] = id.to_be_bytes();
-    let owner = match group.checked_sub(TAGS) {
-        None => tagged(group),
-        Some(user) => Owner::User(UserId(user + 1)),
-    };
-    let host = u16::from_be_bytes([b, c]);
-    let addresses = Addresses {
-        v4: [100, 64 + a, b, c].into(),
-        v6: [0xfd01, 0x101, 0x101, 0, 0, 0, u16::from(a), host].into(),
-    };
-    let name = Name::sanitize(&format!("node-{id}"));
-    Node {
-        endpoints: [([192, 0, 2, c], 41641).into()].into(),
-        ..Node::new(
-            NodeId(id),
-            name,
-            MachinePublic(key),
-            NodePublic(key),
-            owner,
-            addresses,
-        )
-    }
-}
-
-// === the text ===
-
-/// Rules as a large site has them: most join a few roles by a few ports.
-struct Text {
-    rules: Vec<Rule>,
-    random: u64,
-}
-
-struct Rule {
-    section: &'static str,
-    line: String,
-    /// A tag that it is about.
-    tag: u64,
-}
-
-impl Text {
-    fn new(rules: usize) -> Self {
-        let mut text = Self {
-            rules: Vec::new(),
-            random: 1,
-        };
-        for number in 0..rules {
-            let rule = text.rule(number);
-            text.rules.push(rule);
-        }
-        text
-    }
-
-    /// The same numbers in every run of the program (Knuth's MMIX generator).
-    fn draw(&mut self, below: u64) -> u64 {
-        let next = self.random.wrapping_mul(6_364_136_223_846_793_005);
-        self.random = next.wrapping_add(1_442_695_040_888_963_407);
-        (self.random >> 33) % below
-    }
-
-    fn rule(&mut self, number: usize) -> Rule {
-        let dst = self.draw(TAGS);
-        let src = [self.draw(TAGS), self.draw(TAGS)].map(tag);
-        let [team, person] = [self.draw(20), self.draw(USERS) + 1];
-        let port = 1 + self.draw(20_000);
-        let to = tag(dst);
-        let (section, rule) = match number % 20 {
-            0 => (
-                "acls",
-                json!({"action": "accept", "src": [format!("group:t{team}")], "dst": [format!("{to}:22,443")]}),
-            ),
-            1 => (
-                "acls",
-                json!({"action": "accept", "src": [login(person)], "dst": [format!("{to}:{port}")]}),
-            ),
-            2 => (
-                "grants",
-                json!({"src": [format!("idp:team-{}", team % 10)], "dst": [to], "ip": ["tcp:443", format!("udp:{port}")]}),
-            ),
-            3 => (
-                "denies",
-                json!({"src": [src[0]], "dst": [format!("{to}:{port}-{}", port + 9)]}),
-            ),
-            4 => (
-                "acls",
-                json!({"action": "accept", "src": [src[0]], "dst": [format!("10.{}.0.0/16:443", number % 200)]}),
-            ),
-            5 if number < 20 => (
-                "acls",
-                json!({"action": "accept", "src": [src[0]], "dst": ["*:9100"]}),
-            ),
-            6 if number < 20 => (
-                "acls",
-                json!({"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}),
-            ),
-            _ => (
-                "acls",
-                json!({"action": "accept", "src": src, "dst": [format!("{to}:{port},{}-{}", port + 10, port + 40)]}),
-            ),
-        };
-        Rule {
-            section,
-            line: rule.to_string(),
-            tag: dst,
-        }
-    }
-
-    fn edit(&mut self, at: usize) -> u64 {
-        let at = at % self.rules.len();
-        let section = self.rules[at].section;
-        let rule = (0..)
-            .map(|number| self.rule(number * 20 + 19))
-            .find(|rule| rule.section == section || section != "acls");
-        self.rules[at] = rule.unwrap_or_else(|| unreachable!("the first of them will do"));
-        self.rules[at].tag
-    }
-
-    fn add(&mut self, at: usize) -> u64 {
-        let at = at % self.rules.len();
-        let rule = self.rule(19);
-        self.rules.insert(at, rule);
-        self.rules[at].tag
-    }
-
-    fn remove(&mut self, at: usize) -> u64 {
-        let at = at % self.rules.len();
-        self.rules.remove(at).tag
-    }
-
-    fn write(&self) -> String {
-        let section = |name: &str| {
-            let rules = self.rules.iter().filter(|rule| rule.section == name);
-            let lines: Vec<String> = rules.map(|rule| format!("{},", rule.line)).collect();
-            format!("  \"{name}\": [\n{}\n  ],\n", lines.join("\n"))
-        };
-        let group = |team: u64| {
-            let members = (1..=USERS).filter(|user| user % 20 == team).map(login);
-            (format!("group:t{team}"), members.collect::<Vec<_>>())
-        };
-        let groups: BTreeMap<_, _> = (0..20).map(group).collect();
-        let owners: BTreeMap<_, Vec<String>> =
-            (0..TAGS).map(|number| (tag(number), vec![])).collect();
-        format!(
-            "{{\n  \"groups\": {},\n  \"tagOwners\": {},\n{}}}\n",
-            json!(groups),
-            json!(owners),
-            ["acls", "grants", "denies"].map(section).concat(),
-        )
-    }
-}
-
-// === figures ===
-
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    let done = work();
-    (done, start.elapsed())
-}
-
-/// The last outcome, and how long each run took.
-fn times<T>(runs: usize, mut work: impl FnMut(usize) -> T) -> Result<(T, Vec<Duration>)> {
-    let mut last = None;
-    let mut took = Vec::new();
-    for run in 0..runs {
-        // Nobody waits for what is thrown away.
-        drop(last.take());
-        let (done, time) = timed(|| work(run));
-        took.push(time);
-        last = Some(done);
-    }
-    Ok((last.context("at least one run")?, took))
-}
-
 fn signing() -> MachineKey {
     MachineKey::from_seed([1; 32])
 }
@@ -531,96 +310,6 @@ fn bytes(sent: &v1::SignedUpdate) -> usize {
     sent.update.len() + sent.signature.len()
 }
 
-/// The most that this process ever held, in MiB.
-fn peak_memory() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB"));
-    let Some(kilobytes) = kilobytes.and_then(|text| text.trim().parse::<f64>().ok()) else {
-        bail!("/proc/self/status does not say how much memory was used");
-    };
-    Ok(kilobytes / 1024.0)
-}
-
 fn thousands(number: usize) -> String {
     format!("{},{:03}", number / 1000, number % 1000)
-}
-
-#[derive(Default)]
-struct Report {
-    figures: Vec<Figure>,
-    missed: Vec<String>,
-}
-
-struct Figure {
-    name: String,
-    median: f64,
-    min: f64,
-    unit: &'static str,
-    runs: usize,
-    bar: Option<f64>,
-}
-
-impl Report {
-    fn times(&mut self, name: String, times: &[Duration], bar: Option<Duration>) {
-        let milliseconds = |time: &Duration| time.as_secs_f64() * 1e3;
-        let values = times.iter().map(milliseconds).collect();
-        self.put(name, values, "ms", bar.as_ref().map(milliseconds));
-    }
-
-    fn many(&mut self, name: String, values: Vec<f64>, unit: &'static str) {
-        self.put(name, values, unit, None);
-    }
-
-    fn one(&mut self, name: &str, value: f64, unit: &'static str, bar: Option<f64>) {
-        self.put(name.to_owned(), vec![value], unit, bar);
-    }
-
-    fn put(&mut self, name: String, mut values: Vec<f64>, unit: &'static str, bar: Option<f64>) {
-        values.sort_by(f64::total_cmp);
-        let Some(median) = values.get(values.len() / 2).copied() else {
-            return;
-        };
-        if let Some(bar) = bar.filter(|bar| median > *bar) {
-            self.missed
-                .push(format!("{name}: {median:.1} {unit}, at most {bar} {unit}"));
-        }
-        self.figures.push(Figure {
-            name,
-            median,
-            min: values[0],
-            unit,
-            runs: values.len(),
-            bar,
-        });
-    }
-
-    fn print(&self) {
-        println!(
-            "{:<66} {:>12} {:>12}  {:<5} {:>4}  bar",
-            "", "median", "min", "", "runs"
-        );
-        for figure in &self.figures {
-            let Figure {
-                name,
-                median,
-                min,
-                unit,
-                runs,
-                bar,
-            } = figure;
-            let bar = bar.map_or_else(String::new, |bar| format!("≤ {bar}"));
-            println!("{name:<66} {median:>12.2} {min:>12.2}  {unit:<5} {runs:>4}  {bar}");
-        }
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let one = |figure: &Figure| {
-            json!({
-                "name": figure.name, "median": figure.median, "min": figure.min,
-                "unit": figure.unit, "runs": figure.runs,
-            })
-        };
-        self.figures.iter().map(one).collect()
-    }
 }
