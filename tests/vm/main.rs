@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 use mesh_tests::vm::{Guest, Kernel};
 use report::Report;
 use suites::Suite;
@@ -32,9 +32,12 @@ struct Options {
         default_value = "6.1,6.12"
     )]
     kernels: Vec<String>,
-    /// What to run, as often as wanted; otherwise everything but `dataplane`.
+    /// What to run, as often as wanted; otherwise everything.
     #[arg(long = "suite", value_enum)]
     suites: Vec<Suite>,
+    /// Everything but the longest suite, which another ring runs on the host's kernel.
+    #[arg(long, conflicts_with = "suites")]
+    brief: bool,
     /// Understood because every test program is told it; inside, tests run one by one anyway.
     #[arg(long, hide = true)]
     test_threads: Option<usize>,
@@ -45,7 +48,10 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let mut options = Options::parse();
     if options.suites.is_empty() {
-        options.suites = Suite::usual();
+        options.suites = Suite::value_variants().to_vec();
+        options
+            .suites
+            .retain(|suite| !options.brief || *suite != Suite::Dataplane);
     }
     let target = target()?;
     let cache = target.join("vm");

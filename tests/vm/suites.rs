@@ -29,12 +29,6 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    /// What runs when no suite is named: every one but the longest, which the host runs as well, with
-    /// its own kernel.
-    pub(crate) fn usual() -> Vec<Self> {
-        vec![Self::Kernel, Self::Conformance, Self::Ebpf, Self::Demo]
-    }
-
     fn recipe(self) -> Recipe {
         match self {
             Self::Kernel => Recipe {

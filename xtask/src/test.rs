@@ -41,7 +41,7 @@ pub(crate) enum Ring {
     Ebpf,
     /// Real binaries in network namespaces.
     Netns,
-    /// Other kernels, in QEMU.
+    /// Other kernels, in QEMU; all of it only by name.
     Vm,
 }
 
@@ -165,6 +165,10 @@ impl Options {
                 command.arg("--test-threads=1");
             }
             Some(Ring::Vm) => {
+                // Whoever names the ring gets all of it.
+                if self.ring.is_none() {
+                    command.arg("--brief");
+                }
                 for kernel in &self.kernel {
                     command.args(["--kernel", kernel]);
                 }
