@@ -15,7 +15,7 @@ use mesh_core::node::HostInfo;
 use rand_core::RngCore as _;
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,11 +44,13 @@ pub struct Agent {
     metrics: Option<tokio::net::TcpListener>,
     /// Held while the agent lives: two agents on one state would evict each other.
     lock: File,
+    signals: Signals,
 }
 
 impl Agent {
     /// Opens everything that a start can fail on.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let signals = Signals::listen()?;
         let folder = StateDir::open(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;
         let state = folder.load(|| free_port(config.listen_port));
@@ -67,6 +69,7 @@ impl Agent {
             socket,
             metrics,
             lock,
+            signals,
         })
     }
 
@@ -79,6 +82,7 @@ impl Agent {
             socket: (socket, socket_group),
             metrics,
             lock,
+            mut signals,
         } = self;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -130,7 +134,7 @@ impl Agent {
             }
         }
 
-        wait_for_signal().await?;
+        signals.wait().await;
         tracing::info!("stopping; the interface stays as it is");
         stop.cancel();
         tasks.close();
@@ -319,12 +323,25 @@ fn free_port(chosen: u16) -> u16 {
         .map_or(0, |address| address.port())
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Who asks us to stop. Listened to before anybody can know that we are there: until then a signal kills.
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
