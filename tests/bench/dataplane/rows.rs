@@ -41,7 +41,7 @@ pub(super) fn measure(runs: usize) -> Result<Vec<Row>> {
     let mut large = Bench::load("lo", None)?;
     by_size(&mut small, &mut large, runs, &mut rows)?;
     drop(large);
-    swap(&mut small, runs.min(7), &mut rows)?;
+    swap(&mut small, runs.min(3), &mut rows)?;
     Ok(rows)
 }
 
@@ -258,7 +258,7 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
 /// again; and in `new_denied_random` another peer, port and service each time, more kinds than are
 /// counted apart, as when many scan.
 fn new(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
-    let world = World { peers: 64, ..ONE };
+    let world = World { peers: 128, ..ONE };
     let me = ME.into();
     let syn = |port| tcp(Ipv4Addr::from(FIRST).into(), me, [1_024, port], SYN);
     bench.dataplane.apply(&tables(world))?;
@@ -269,6 +269,7 @@ fn new(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
         "a SYN is dropped"
     );
     let times = (runs, 10_000);
+    let before = opened(bench)?;
     rows.push(net(
         bench,
         "new_allowed",
@@ -277,6 +278,7 @@ fn new(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
         &packet,
         times,
     )?);
+    nearly_all(opened(bench)? - before, (runs as u64 + 1) * 10_000)?;
     let packet = syn(2_000);
     ensure!(bench.verdict("mesh_in", &packet)? == DROP, "a SYN passes");
     rows.push(net(
@@ -323,11 +325,15 @@ fn by_size(small: &mut Bench, large: &mut Bench, runs: usize, rows: &mut Vec<Row
     spread(large, [many.peers, 0, many.ports.into()])?;
     let packet = tcp(Ipv4Addr::from(FIRST).into(), ME.into(), [1_024, PORT], SYN);
     let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
+    let before = [opened(small)?, opened(large)?];
     for _ in 0..runs {
         for (bench, times) in [(&*small, &mut of_few), (&*large, &mut of_many)] {
             let time = bench.time("varied_in", &packet, 20_000)?;
             times.push(time - bench.time("vary", &packet, 20_000)?);
         }
+    }
+    for (bench, before) in [(small, before[0]), (large, before[1])] {
+        nearly_all(opened(bench)? - before, runs as u64 * 20_000)?;
     }
     rows.push(Row::new("policy_10", "ns", of_few));
     rows.push(Row::new("policy_100000", "ns", of_many));
@@ -366,6 +372,21 @@ fn swap(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
 fn passed_in(bench: &Bench) -> Result<u64> {
     let counters = bench.dataplane.counters()?;
     Ok(counters.passed[&Direction::Ingress].packets)
+}
+
+/// Flows that any rule has admitted, and the tables remember.
+fn opened(bench: &Bench) -> Result<u64> {
+    let rules = bench.dataplane.counters()?.rules;
+    Ok(rules.values().map(|count| count.packets).sum())
+}
+
+/// Some random flows are drawn twice, and are remembered already.
+fn nearly_all(opened: u64, packets: u64) -> Result<()> {
+    ensure!(
+        opened * 100 >= packets * 98,
+        "of {packets} new flows only {opened} were remembered"
+    );
+    Ok(())
 }
 
 fn spread(bench: &mut Bench, values: [u32; 3]) -> Result<()> {
