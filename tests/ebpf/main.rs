@@ -31,6 +31,7 @@ mod oracle;
 mod packet;
 mod policy;
 mod random;
+mod rows;
 mod scene;
 mod scratch;
 mod short_way;

@@ -52,6 +52,7 @@ const PARTS: [(&[&str], u32); 3] = [
             "headers::",
             "icmp::",
             "budgets::",
+            "rows::",
             "mss::",
             "guard::",
             "short_way::",
