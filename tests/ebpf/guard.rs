@@ -44,10 +44,10 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
         ("192.168.1.2", "100.64.0.2", NEXT),
         ("192.168.1.2", "192.168.1.1", NEXT),
         ("100.64.0.1", "100.64.0.2", NEXT),
-        ("2001:db8::1", "fd00::1", DROP),
-        ("2001:db8::1", "fd00::2", NEXT),
-        ("2001:db8::1", "fd00::9", NEXT),
-        ("fd00::1", "fd00::2", NEXT),
+        ("2001:db8::1", "fd00:a:b:c:d:e:f:1", DROP),
+        ("2001:db8::1", "fd00:a:b:c:d:e:f:2", NEXT),
+        ("2001:db8::1", "fd00:a:b:c:d:e:f:9", NEXT),
+        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", NEXT),
     ] {
         let outcome = guard(&frame(source, destination));
         assert_eq!(outcome, expected, "{source} to {destination}");
@@ -60,10 +60,12 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
 #[test]
 fn what_the_guard_drops_is_counted_and_told() {
     let mut kernel = kernel();
-    for (number, (source, destination)) in
-        [("192.168.1.2", "100.64.0.1"), ("2001:db8::1", "fd00::1")]
-            .into_iter()
-            .enumerate()
+    for (number, (source, destination)) in [
+        ("192.168.1.2", "100.64.0.1"),
+        ("2001:db8::1", "fd00:a:b:c:d:e:f:1"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let frame = frame(source, destination);
         let before = kernel.dataplane().counters().unwrap();

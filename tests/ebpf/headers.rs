@@ -52,7 +52,10 @@ fn four_extension_headers_are_walked_and_no_more() {
             destination: 22,
             flags: SYN,
         };
-        let (source, destination) = ("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap());
+        let (source, destination) = (
+            "fd00:a:b:c:d:e:f:2".parse().unwrap(),
+            "fd00:a:b:c:d:e:f:1".parse().unwrap(),
+        );
         let mut packet = Packet::new(Ingress, source, destination, body);
         packet.extensions = extensions.clone();
         assert_eq!(

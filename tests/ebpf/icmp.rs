@@ -250,7 +250,10 @@ fn icmp_is_judged_by_its_type_whenever_it_is_judged() {
         };
         let echo = |direction: Direction, request: bool| {
             let (far, near): (IpAddr, IpAddr) = if v6 {
-                ("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap())
+                (
+                    "fd00:a:b:c:d:e:f:2".parse().unwrap(),
+                    "fd00:a:b:c:d:e:f:1".parse().unwrap(),
+                )
             } else {
                 (PEER.into(), ME.into())
             };

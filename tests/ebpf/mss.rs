@@ -12,7 +12,10 @@ use crate::scene::*;
 /// for the addresses, which do not change.
 fn with_options(v6: bool, direction: Direction, flags: u8, options: &[u8]) -> Vec<u8> {
     let (far, near): (IpAddr, IpAddr) = if v6 {
-        ("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap())
+        (
+            "fd00:a:b:c:d:e:f:2".parse().unwrap(),
+            "fd00:a:b:c:d:e:f:1".parse().unwrap(),
+        )
     } else {
         (PEER.into(), ME.into())
     };

@@ -45,7 +45,7 @@ fn address(text: &str) -> IpAddr {
 fn addresses(n: u8) -> Addresses {
     Addresses {
         v4: [100, 64, 0, n].into(),
-        v6: [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into(),
+        v6: [0xfd00, 0xa, 0xb, 0xc, 0xd, 0xe, 0xf, u16::from(n)].into(),
     }
 }
 
@@ -61,11 +61,18 @@ const FAR_V4: [&str; 8] = [
     "224.0.0.251",
 ];
 const FAR_V6: [&str; 8] = [
-    "fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd99::7", "fd00::9", "fd00::1", "ff02::fb",
+    "fd00:a:b:c:d:e:f:2",
+    "fd00:a:b:c:d:e:f:3",
+    "fd00:a:b:c:d:e:f:4",
+    "fd00:a:b:c:d:e:f:5",
+    "fd99::7",
+    "fd00:a:b:c:d:e:f:9",
+    "fd00:a:b:c:d:e:f:1",
+    "ff02::fb",
 ];
 /// Near ends: this node, what it routes to, and an address that is nobody's.
 const NEAR_V4: [&str; 3] = ["100.64.0.1", "192.168.7.7", "172.16.0.1"];
-const NEAR_V6: [&str; 3] = ["fd00::1", "fd77::7", "fd55::1"];
+const NEAR_V6: [&str; 3] = ["fd00:a:b:c:d:e:f:1", "fd77::7", "fd55::1"];
 const PORTS: [u16; 5] = [22, 80, 443, 1024, 5000];
 
 /// A netmap of node 1 with four peers, and a policy that nobody sane would write.
@@ -370,7 +377,11 @@ fn related(random: &mut Random, before: &Packet) -> Packet {
         packet.direction = before.direction.reverse();
         packet.destination = before.source;
         let v4 = before.is_v4();
-        let reporter = if v4 { "100.64.0.4" } else { "fd00::4" };
+        let reporter = if v4 {
+            "100.64.0.4"
+        } else {
+            "fd00:a:b:c:d:e:f:4"
+        };
         packet.source = if random.one_in(4) {
             address(reporter)
         } else {
@@ -379,7 +390,11 @@ fn related(random: &mut Random, before: &Packet) -> Packet {
         let mut quoted = before.clone();
         quoted.extensions.clear();
         if random.one_in(10) {
-            quoted.source = address(if v4 { "100.64.0.77" } else { "fd00::77" });
+            quoted.source = address(if v4 {
+                "100.64.0.77"
+            } else {
+                "fd00:a:b:c:d:e:f:77"
+            });
         }
         packet.extensions.clear();
         packet.fragment = None;

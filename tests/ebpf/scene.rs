@@ -57,9 +57,9 @@ pub(crate) fn netmap() -> Netmap {
     netmap.policy = NodePolicy {
         identities: [
             (address("100.64.0.1/32"), me),
-            (address("fd00::1/128"), me),
+            (address("fd00:a:b:c:d:e:f:1/128"), me),
             (address("100.64.0.2/32"), peer),
-            (address("fd00::2/128"), peer),
+            (address("fd00:a:b:c:d:e:f:2/128"), peer),
             (address("100.64.0.3/32"), other),
         ]
         .into(),
@@ -177,7 +177,10 @@ pub(crate) fn passes(kernel: &Kernel, direction: Direction, flags: u8) -> bool {
 /// From peer 2, over either family.
 pub(crate) fn from_peer(v6: bool, body: Body) -> Packet {
     let (source, destination): (IpAddr, IpAddr) = if v6 {
-        ("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap())
+        (
+            "fd00:a:b:c:d:e:f:2".parse().unwrap(),
+            "fd00:a:b:c:d:e:f:1".parse().unwrap(),
+        )
     } else {
         (PEER.into(), ME.into())
     };

@@ -14,7 +14,10 @@ use crate::scene::*;
 /// A packet between peer 2 and this node, of a flow that either may have opened.
 fn of_flow(v6: bool, direction: Direction, tcp: bool) -> Packet {
     let (far, near): (IpAddr, IpAddr) = if v6 {
-        ("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap())
+        (
+            "fd00:a:b:c:d:e:f:2".parse().unwrap(),
+            "fd00:a:b:c:d:e:f:1".parse().unwrap(),
+        )
     } else {
         (PEER.into(), ME.into())
     };
