@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use mesh_core::key::{MachineKey, NodeKey};
-use mesh_core::node::{Addresses, HostInfo, Name, Node, NodeId, Owner, Tag, UnixTime};
+use mesh_core::node::{Addresses, Name, Node, NodeId, Owner, Tag};
 use mesh_core::policy::{CompiledPolicy, Document, Subjects, compile};
 use mesh_core::world::Pools;
 use mesh_tests::mesh::Mesh;
@@ -90,24 +90,16 @@ fn node(row: &Value) -> Result<Node> {
         .into_iter()
         .map(|tag| Tag::parse(tag).context("a tag"))
         .collect::<Result<_>>()?;
-    Ok(Node {
-        id: NodeId(row["id"].as_u64().context("no id")?),
-        name: Name::parse(row["name"].as_str().context("no name")?).context("a name")?,
-        machine: MachineKey::from_seed([0; 32]).public(),
-        key: NodeKey::from_seed([0; 32]).public(),
-        owner: Owner::Tags(tags),
-        addresses: Addresses {
-            v4: v4.context("no IPv4 address")?,
-            v6: v6.context("no IPv6 address")?,
-        },
-        endpoints: BTreeSet::new(),
-        advertised_routes: BTreeSet::new(),
-        approved_routes: BTreeSet::new(),
-        ephemeral: false,
-        created: UnixTime(0),
-        expires: None,
-        expired: false,
-        host: HostInfo::default(),
-        attributes: BTreeMap::new(),
-    })
+    let addresses = Addresses {
+        v4: v4.context("no IPv4 address")?,
+        v6: v6.context("no IPv6 address")?,
+    };
+    Ok(Node::new(
+        NodeId(row["id"].as_u64().context("no id")?),
+        Name::parse(row["name"].as_str().context("no name")?).context("a name")?,
+        MachineKey::from_seed([0; 32]).public(),
+        NodeKey::from_seed([0; 32]).public(),
+        Owner::Tags(tags),
+        addresses,
+    ))
 }
