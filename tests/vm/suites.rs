@@ -50,7 +50,7 @@ impl Suite {
                 arguments: &["--show-output"],
                 filter: None,
                 environment: &[("MESH_POLICY_CASES", CASES)],
-                limit_seconds: 2700,
+                limit_seconds: 1800,
             },
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),
