@@ -53,9 +53,9 @@ pub fn number(verdict: &Verdict) -> u8 {
     }
 }
 
-/// One line for the packet that is being judged. Per flow that opens (reason 0), and per dropped packet.
+/// One line for the packet that is being judged, if it opens a flow (reason 0) or is dropped.
 ///
-/// Global, because its formatting is a third of what a verifier had to read.
+/// A global function, because formatting is much for a verifier to follow more than once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn log_verdict() -> u32 {

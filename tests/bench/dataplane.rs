@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Also writes the figures there, as an array of name, median, min, unit and runs.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Runs of each row, in five rounds.
+    /// Runs of each row, in five rounds of as many each; of the slow ones at most ten or fifteen.
     #[arg(long, default_value_t = 31)]
     runs: usize,
 }
