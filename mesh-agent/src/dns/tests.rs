@@ -112,13 +112,23 @@ struct Upstream {
     _tasks: JoinSet<()>,
 }
 
+/// The kernel chooses the port for UDP, and another socket's TCP may hold it.
+async fn both_on_one_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..20 {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            return (udp, tcp);
+        }
+    }
+    panic!("of twenty ports that UDP had, TCP got none");
+}
+
 type Manners = fn(&Message) -> Vec<Vec<u8>>;
 
 impl Upstream {
     async fn start(manners: Manners) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (udp, tcp) = both_on_one_port().await;
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
         let asked: Arc<[AtomicUsize; 2]> = Arc::default();
         let mut tasks = JoinSet::new();
         let count = Arc::clone(&asked);
