@@ -128,9 +128,14 @@ impl Facts {
     /// addresses or TCP flags.
     #[inline(always)]
     pub const fn usual(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8) -> Self {
-        let port = match direction {
-            Direction::Ingress => key.local_port,
-            Direction::Egress => key.remote_port,
+        let is_v4 = key.remote.is_mapped();
+        let port = match (kind, direction) {
+            (Kind::EchoRequest, _) if is_v4 => 8,
+            (Kind::EchoReply, _) if is_v4 => 0,
+            (Kind::EchoRequest, _) => 128,
+            (Kind::EchoReply, _) => 129,
+            (_, Direction::Ingress) => key.local_port.get(),
+            (_, Direction::Egress) => key.remote_port.get(),
         };
         Self {
             key: *key,
@@ -139,8 +144,8 @@ impl Facts {
             kind,
             tcp,
             fragment: Fragment::Whole,
-            port: port.get(),
-            transport: if key.remote.is_mapped() { 20 } else { 40 },
+            port,
+            transport: if is_v4 { 20 } else { 40 },
             fragment_id: 0,
         }
     }

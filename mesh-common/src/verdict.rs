@@ -261,7 +261,7 @@ pub fn continues(
     const CHANGED: u32 = flags::DENIED | flags::RESET;
     let plain = match kind {
         Kind::Tcp => tcp::is_plain(tcp),
-        Kind::Datagram => true,
+        Kind::Datagram | Kind::EchoRequest | Kind::EchoReply => true,
         _ => false,
     };
     plain

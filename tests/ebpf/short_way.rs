@@ -11,8 +11,27 @@ use crate::kernel::Kernel;
 use crate::packet::{Body, Extension, Packet};
 use crate::scene::*;
 
-/// A packet between peer 2 and this node, of a flow that either may have opened.
-fn of_flow(v6: bool, direction: Direction, tcp: bool) -> Packet {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sort {
+    Tcp,
+    Udp,
+    Echo,
+}
+
+const SORTS: [Sort; 3] = [Sort::Tcp, Sort::Udp, Sort::Echo];
+
+impl Sort {
+    /// Bytes of its header without options.
+    fn header(self) -> usize {
+        match self {
+            Self::Tcp => 20,
+            Self::Udp | Self::Echo => 8,
+        }
+    }
+}
+
+/// A packet between peer 2 and this node, of a flow that the peer has opened.
+fn of_flow(v6: bool, direction: Direction, sort: Sort) -> Packet {
     let (far, near): (IpAddr, IpAddr) = if v6 {
         (
             "fd00:a:b:c:d:e:f:2".parse().unwrap(),
@@ -21,23 +40,26 @@ fn of_flow(v6: bool, direction: Direction, tcp: bool) -> Packet {
     } else {
         (PEER.into(), ME.into())
     };
-    let port = if tcp { 22 } else { 53 };
+    let port = if sort == Sort::Tcp { 22 } else { 53 };
     let ((source, destination), ports) = match direction {
         Ingress => ((far, near), [40_000, port]),
         Egress => ((near, far), [port, 40_000]),
     };
     let [from, to] = ports;
-    let body = if tcp {
-        Body::Tcp {
+    let body = match sort {
+        Sort::Tcp => Body::Tcp {
             source: from,
             destination: to,
             flags: ACK,
-        }
-    } else {
-        Body::Udp {
+        },
+        Sort::Udp => Body::Udp {
             source: from,
             destination: to,
-        }
+        },
+        Sort::Echo => Body::Echo {
+            request: direction == Ingress,
+            id: 7,
+        },
     };
     Packet::new(direction, source, destination, body)
 }
@@ -57,17 +79,17 @@ fn quickest(kernel: &Kernel, direction: Direction, packet: &[u8]) -> u128 {
     .expect("more than none")
 }
 
-/// Both connections of both families, established.
+/// A flow of each sort in both families, established.
 fn established() -> Kernel {
     let mut kernel = kernel();
     for v6 in [false, true] {
-        for tcp in [false, true] {
+        for sort in SORTS {
             let mut steps = vec![(Ingress, SYN), (Egress, SYN_ACK), (Ingress, ACK)];
-            if !tcp {
+            if sort != Sort::Tcp {
                 steps.pop();
             }
             for (direction, sent) in steps {
-                let mut packet = of_flow(v6, direction, tcp);
+                let mut packet = of_flow(v6, direction, sort);
                 if let Body::Tcp { flags, .. } = &mut packet.body {
                     *flags = sent;
                 }
@@ -75,7 +97,7 @@ fn established() -> Kernel {
             }
         }
     }
-    assert_eq!(flows(&kernel), (0, 4));
+    assert_eq!(flows(&kernel), (0, 6));
     kernel
 }
 
@@ -83,9 +105,9 @@ fn established() -> Kernel {
 fn packets_of_established_flows_take_the_short_way() {
     let kernel = established();
     for v6 in [false, true] {
-        for tcp in [false, true] {
+        for sort in SORTS {
             for direction in [Ingress, Egress] {
-                let packet = of_flow(v6, direction, tcp);
+                let packet = of_flow(v6, direction, sort);
                 let mut around = packet.clone();
                 if v6 {
                     around.extensions = vec![Extension::Destination];
@@ -94,10 +116,10 @@ fn packets_of_established_flows_take_the_short_way() {
                 }
                 // No more than the headers.
                 let mut short = packet.bytes();
-                short.truncate(packet.header() + if tcp { 20 } else { 8 });
+                short.truncate(packet.header() + sort.header());
                 let long = quickest(&kernel, direction, &around.bytes());
                 let short = quickest(&kernel, direction, &short);
-                println!("{v6} {tcp} {direction:?}: {short} ns, the long way {long} ns");
+                println!("{v6} {sort:?} {direction:?}: {short} ns, the long way {long} ns");
                 assert!(short * 3 < long * 2, "{short} ns of {long} ns");
             }
         }
@@ -107,14 +129,16 @@ fn packets_of_established_flows_take_the_short_way() {
 #[test]
 fn nothing_else_takes_the_short_way() {
     let mut kernel = established();
-    let v4 = of_flow(false, Ingress, true).bytes();
-    let udp = of_flow(false, Ingress, false).bytes();
+    let v4 = of_flow(false, Ingress, Sort::Tcp).bytes();
+    let udp = of_flow(false, Ingress, Sort::Udp).bytes();
+    let echo = of_flow(false, Ingress, Sort::Echo).bytes();
+    let echo_v6 = of_flow(true, Ingress, Sort::Echo).bytes();
     let changed = |packet: &[u8], at: usize, byte: u8| {
         let mut packet = packet.to_vec();
         packet[at] = byte;
         packet
     };
-    let mut mapped = of_flow(true, Ingress, true).bytes();
+    let mut mapped = of_flow(true, Ingress, Sort::Tcp).bytes();
     for (at, address) in [(8, PEER), (24, ME)] {
         mapped[at..at + 16].fill(0);
         mapped[at + 10..at + 12].fill(0xff);
@@ -148,6 +172,19 @@ fn nothing_else_takes_the_short_way() {
         ("TCP without flags", changed(&v4, 33, 0), "tcp flags"),
         ("TCP without an end", v4[..35].to_vec(), "truncated"),
         ("UDP without an end", udp[..27].to_vec(), "truncated"),
+        ("an echo without an end", echo[..27].to_vec(), "truncated"),
+        (
+            "an answer to our question",
+            changed(&echo, 20, 0),
+            "no flow",
+        ),
+        ("the same over IPv6", changed(&echo_v6, 40, 129), "no flow"),
+        ("a redirect", changed(&echo, 20, 5), "icmp refused"),
+        (
+            "an ICMP error",
+            changed(&echo, 20, 3),
+            "icmp error malformed",
+        ),
         ("another port", changed(&v4, 23, 23), "no rule"),
         (
             "a responder that asks",

@@ -72,6 +72,15 @@ impl Upper {
             ..Self::of(kind)
         }
     }
+
+    /// With the identifier of an echo as it lies in the second word of ICMP.
+    #[inline(always)]
+    pub(super) const fn with_identifier(kind: Kind, word: u32) -> Self {
+        Self {
+            source: (u32::from_be(word) >> 16) as u16,
+            ..Self::of(kind)
+        }
+    }
 }
 
 #[inline(always)]
@@ -115,8 +124,7 @@ pub(super) fn transport<B: Bytes, T: Transport>(
     match icmp_kind(icmp, (word >> 24) as u8, (word >> 16) as u8) {
         Some(kind) => Upper {
             port: (word >> 24) as u16,
-            source: (u32::from_be(rest) >> 16) as u16,
-            ..Upper::of(kind)
+            ..Upper::with_identifier(kind, rest)
         },
         None => Upper::refused(DropReason::IcmpRefused),
     }

@@ -1,14 +1,14 @@
 //! The quick reader, for packets as nearly all are.
 
 use super::network::Network;
-use super::transport::Upper;
+use super::transport::{Upper, icmp_kind, key};
 use super::{Bytes, Fragment, Kind, proto};
+use crate::Address;
 use crate::flow::FlowKey;
 use crate::policy::Direction;
-use crate::{Address, Be16};
 
 /// Reads a packet as most are: IPv4 without options and whole, or IPv6 without extension headers, and
-/// in it TCP or UDP. Asks `then` about its flow, its kind and its TCP flags as [`parse`] would give
+/// in it TCP, UDP or an ICMP echo. Asks `then` about its flow, its kind and its TCP flags as [`parse`] would give
 /// them. False for any other packet, which only [`parse`] can tell apart.
 ///
 /// Both families ask for themselves: where their ways met, a compiler would have to keep two addresses
@@ -37,7 +37,7 @@ pub fn usual<B: Bytes>(
                 fragment: Fragment::Whole,
                 fragment_id: 0,
             };
-            usual_transport::<B, 24, 32>(bytes, direction, &network, h[5], then)
+            usual_transport::<B, 24, 32, { proto::ICMP }>(bytes, direction, &network, h[5], then)
         }
         0x60..=0x6f => {
             let Some(h) = bytes.words::<0, 11>() else {
@@ -54,58 +54,52 @@ pub fn usual<B: Bytes>(
             if network.source.is_mapped() {
                 return false;
             }
-            usual_transport::<B, 44, 52>(bytes, direction, &network, h[10], then)
+            usual_transport::<B, 44, 52, { proto::ICMPV6 }>(bytes, direction, &network, h[10], then)
         }
         _ => false,
     }
 }
 
-/// `LENGTH` is where UDP has its length, `FLAGS` where TCP has the word with its flags.
+/// `SECOND` is where the transport header has its second word, `FLAGS` where TCP has the one with its
+/// flags. `first` is the header's first word.
 #[inline(always)]
-fn usual_transport<B: Bytes, const LENGTH: usize, const FLAGS: usize>(
+fn usual_transport<B: Bytes, const SECOND: usize, const FLAGS: usize, const ICMP: u8>(
     bytes: &B,
     direction: Direction,
     network: &Network,
-    ports: u32,
+    first: u32,
     then: impl Fn(&FlowKey, Kind, u8) -> bool,
 ) -> bool {
-    let (kind, tcp) = match network.proto {
-        proto::TCP => {
-            let Some([word]) = bytes.words::<FLAGS, 1>() else {
-                return false;
-            };
-            let word = u32::from_be(word);
-            if word >> 28 < 5 {
-                return false;
-            }
-            (Kind::Tcp, (word >> 16) as u8)
+    let upper = if network.proto == proto::TCP {
+        let Some([word]) = bytes.words::<FLAGS, 1>() else {
+            return false;
+        };
+        let word = u32::from_be(word);
+        if word >> 28 < 5 {
+            return false;
         }
-        proto::UDP if bytes.words::<LENGTH, 1>().is_some() => (Kind::Datagram, 0),
-        _ => return false,
+        Upper {
+            tcp: (word >> 16) as u8,
+            ..Upper::with_ports(Kind::Tcp, first)
+        }
+    } else if network.proto == proto::UDP {
+        if bytes.words::<SECOND, 1>().is_none() {
+            return false;
+        }
+        Upper::with_ports(Kind::Datagram, first)
+    } else if network.proto == ICMP {
+        let Some([second]) = bytes.words::<SECOND, 1>() else {
+            return false;
+        };
+        let first = u32::from_be(first);
+        match icmp_kind(ICMP, (first >> 24) as u8, (first >> 16) as u8) {
+            Some(kind @ (Kind::EchoRequest | Kind::EchoReply)) => {
+                Upper::with_identifier(kind, second)
+            }
+            _ => return false,
+        }
+    } else {
+        return false;
     };
-    let upper = Upper::with_ports(kind, ports);
-    let (remote, local, remote_port, local_port) = match direction {
-        Direction::Ingress => (
-            network.source,
-            network.destination,
-            upper.source,
-            upper.destination,
-        ),
-        Direction::Egress => (
-            network.destination,
-            network.source,
-            upper.destination,
-            upper.source,
-        ),
-    };
-    let key = FlowKey {
-        remote,
-        local,
-        remote_port: Be16::new(remote_port),
-        local_port: Be16::new(local_port),
-        proto: network.proto,
-        pad: 0,
-        pad2: 0,
-    };
-    then(&key, kind, tcp)
+    then(&key(direction, network, &upper), upper.kind, upper.tcp)
 }
