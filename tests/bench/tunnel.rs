@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// Seconds of one measurement.
     #[arg(long, default_value_t = 4)]
     seconds: u32,
-    /// Rounds: of three the best counts, of seven with --vm the median
+    /// Rounds: of three the best counts, of ten with --vm the median
     #[arg(long)]
     rounds: Option<u32>,
     /// Bytes of an inner packet.
@@ -62,7 +62,7 @@ const LOADS: [(&str, &[&str]); 3] = [
 
 pub(crate) fn run(options: Options) -> Result<()> {
     if options.vm {
-        let rounds = options.rounds.unwrap_or(7);
+        let rounds = options.rounds.unwrap_or(10);
         return tunnel_vm::outside(&tunnel_vm::Options {
             kernel: options.kernel,
             rounds: tunnel_vm::Rounds::new(options.seconds, rounds, options.mtu),

@@ -1,20 +1,23 @@
 //! What our programs cost the kernel's WireGuard, in an emulated machine: bare next to judged.
 //!
 //! ```text
-//!   a ─ mesh0 ── underlay ── mesh0 ─ b       the same two devices all the time
+//!   a ─ mesh0 ─┐            ┌─ mesh0 ─ b
+//!              ├─ underlay ─┤
+//!   c ─ mesh0 ─┘            └─ mesh0 ─ d
 //! ```
-//! Only the programs come and go: `mesh_in` and `mesh_eg` on both mesh devices, the guard on both
-//! wires. Each round measures both, and the one that goes first goes second in the next, so that
-//! whatever slows the host down meanwhile slows both. Of each round the ratio counts, of all rounds
-//! the median.
+//! Two tunnels that are alike. One has our programs on it, and the other in the next round: `mesh_in` and
+//! `mesh_eg` on both mesh devices, the guard on both wires. What slows the host down must slow both, so they
+//! are pinged at the same time; for throughput they take turns, as each wants all of the machine. Of each
+//! round the ratio counts, of all rounds the median.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use mesh_agent::dataplane::{self, Dataplane};
-use mesh_agent::wg::Choice;
+use mesh_agent::wg::{Backend, Choice};
 use mesh_core::dataplane::Tables;
 use mesh_core::netmap::{Action, Entry, EntryKey, Me, Netmap, NodePolicy, Peer, PortRange};
 use mesh_core::node::{Addresses, Epoch, Generation, MeshId, Name, NodeId};
@@ -22,7 +25,7 @@ use mesh_core::world::{Mesh, Pools};
 use mesh_core::{Direction, Identity, RuleId};
 use mesh_tests::vm::plan::Step;
 use mesh_tests::vm::{Guest, Kernel, RELEASE_FOLDER};
-use mesh_tests::{Host, Lab};
+use mesh_tests::{Host, Lab, Process};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -167,58 +170,70 @@ pub(crate) fn outside(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What is measured in one round of one system.
+/// What is measured of one tunnel in one round.
 #[derive(Debug, Clone, Copy)]
 struct Measured {
     throughput: f64,
     ping: f64,
 }
 
+/// A tunnel: the hosts at its ends.
+#[derive(Debug)]
+struct Tunnel {
+    ends: [(Host, u8); 2],
+    _devices: [Backend; 2],
+    _server: Process,
+}
+
+impl Tunnel {
+    fn new(runtime: &Runtime, hosts: [Host; 2], first: u8, mtu: u32) -> Result<Self> {
+        let [near, far] = &hosts;
+        let devices = [
+            ours(runtime, near, far, first, mtu, Choice::Kernel)?,
+            ours(runtime, far, near, first + 1, mtu, Choice::Kernel)?,
+        ];
+        let server = server(far)?;
+        let [near, far] = hosts;
+        Ok(Self {
+            ends: [(near, first), (far, first + 1)],
+            _devices: devices,
+            _server: server,
+        })
+    }
+
+    fn near(&self) -> &Host {
+        &self.ends[0].0
+    }
+
+    fn far_address(&self) -> IpAddr {
+        address(self.ends[1].1)
+    }
+}
+
 /// Runs in the machine.
 pub(crate) fn inside(options: &Rounds) -> Result<()> {
     let runtime = Runtime::new()?;
     let lab = Lab::new(&std::env::temp_dir())?;
-    let hosts = [lab.host("a")?, lab.host("b")?];
-    let [a, b] = &hosts;
-    let _devices = [
-        ours(&runtime, a, b, 1, options.mtu, Choice::Kernel)?,
-        ours(&runtime, b, a, 2, options.mtu, Choice::Kernel)?,
-    ];
-    let _server = server(b)?;
-    let measure = |judged: bool| -> Result<Measured> {
-        let programs = match judged {
-            true => vec![attach(a, 1)?, attach(b, 2)?],
-            false => Vec::new(),
-        };
-        let measured = Measured {
-            throughput: iperf(a, address(2), options.seconds, &[])?,
-            ping: ping(a)?,
-        };
-        for (host, programs) in hosts.iter().zip(programs) {
-            let seen = programs.counters()?.passed.len();
-            ensure!(seen == Direction::ALL.len(), "nothing was judged");
-            host.inside(|| programs.detach())??;
-        }
-        Ok(measured)
+    let tunnel = |names: [&str; 2], first| {
+        let [near, far] = names;
+        let hosts = [lab.host(near)?, lab.host(far)?];
+        Tunnel::new(&runtime, hosts, first, options.mtu)
     };
+    let tunnels = [tunnel(["a", "b"], 1)?, tunnel(["c", "d"], 3)?];
     // Handshake, caches, and the congestion window that the route remembers.
-    for judged in [false, true] {
-        measure(judged)?;
+    for judged in 0..tunnels.len() {
+        measure(&tunnels, judged, options.seconds)?;
     }
     let (mut bare, mut mesh) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
-        let order = if round % 2 == 0 {
-            [false, true]
-        } else {
-            [true, false]
-        };
-        for judged in order {
-            let measured = measure(judged)?;
-            let name = if judged { "mesh" } else { "bare" };
-            let Measured { throughput, ping } = measured;
+        let judged = round as usize % 2;
+        let measured = measure(&tunnels, judged, options.seconds)?;
+        for (name, of) in [("bare", measured[1 - judged]), ("mesh", measured[judged])] {
+            let Measured { throughput, ping } = of;
             println!("round {round}: {name} {throughput:8.1} Mbit/s, ping {ping:.3} ms");
-            if judged { &mut mesh } else { &mut bare }.push(measured);
         }
+        bare.push(measured[1 - judged]);
+        mesh.push(measured[judged]);
     }
     let series = |of: &[Measured], what: fn(&Measured) -> f64| of.iter().map(what).collect();
     let ratio = |what: fn(&Measured) -> f64| {
@@ -238,13 +253,45 @@ pub(crate) fn inside(options: &Rounds) -> Result<()> {
     Ok(())
 }
 
+/// Both tunnels, the one with our programs on it.
+fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measured; 2]> {
+    let programs: Vec<_> = tunnels[judged]
+        .ends
+        .iter()
+        .map(|(host, number)| Ok((host, attach(host, *number)?)))
+        .collect::<Result<_>>()?;
+    let mut throughput = [0.0; 2];
+    for (tunnel, throughput) in tunnels.iter().zip(&mut throughput) {
+        *throughput = iperf(tunnel.near(), tunnel.far_address(), seconds, &[])?;
+    }
+    let pings = std::thread::scope(|scope| {
+        let pings = tunnels
+            .each_ref()
+            .map(|tunnel| scope.spawn(|| ping(tunnel)));
+        pings.map(|ping| ping.join().expect("a thread that does not panic"))
+    });
+    for (host, programs) in programs {
+        let seen = programs.counters()?.passed.len();
+        ensure!(seen == Direction::ALL.len(), "nothing was judged");
+        host.inside(|| programs.detach())??;
+    }
+    let [first, second] = pings;
+    let ping = [first?, second?];
+    Ok([0, 1].map(|of| Measured {
+        throughput: throughput[of],
+        ping: ping[of],
+    }))
+}
+
 /// How many echo requests make one median.
 const PINGS: &str = "300";
 
 /// The median round trip, in milliseconds.
-fn ping(from: &Host) -> Result<f64> {
-    let to = address(2).to_string();
-    let text = from.run("ping", &["-c", PINGS, "-i", "0.01", &to])?;
+fn ping(tunnel: &Tunnel) -> Result<f64> {
+    let to = tunnel.far_address().to_string();
+    let text = tunnel
+        .near()
+        .run("ping", &["-c", PINGS, "-i", "0.01", &to])?;
     let mut times: Vec<f64> = text
         .lines()
         .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
