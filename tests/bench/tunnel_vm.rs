@@ -271,8 +271,15 @@ fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measur
         pings.map(|ping| ping.join().expect("a thread that does not panic"))
     });
     for (host, programs) in programs {
-        let seen = programs.counters()?.passed.len();
-        ensure!(seen == Direction::ALL.len(), "nothing was judged");
+        let passed = programs.counters()?.passed;
+        for direction in Direction::ALL {
+            let judged = passed.get(&direction).map_or(0, |count| count.packets);
+            let name = direction.name();
+            ensure!(
+                judged >= u64::from(PINGS),
+                "{name}: {judged} packets judged"
+            );
+        }
         host.inside(|| programs.detach())??;
     }
     let [first, second] = pings;
@@ -284,14 +291,15 @@ fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measur
 }
 
 /// How many echo requests make one median.
-const PINGS: &str = "300";
+const PINGS: u32 = 300;
 
 /// The median round trip, in milliseconds.
 fn ping(tunnel: &Tunnel) -> Result<f64> {
     let to = tunnel.far_address().to_string();
+    let count = PINGS.to_string();
     let text = tunnel
         .near()
-        .run("ping", &["-c", PINGS, "-i", "0.01", &to])?;
+        .run("ping", &["-c", &count, "-i", "0.01", &to])?;
     let mut times: Vec<f64> = text
         .lines()
         .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())

@@ -8,8 +8,8 @@ use crate::flow::FlowKey;
 use crate::policy::Direction;
 
 /// Reads a packet as most are: IPv4 without options and whole, or IPv6 without extension headers, and
-/// in it TCP, UDP or an ICMP echo. Asks `then` about its flow, its kind and its TCP flags as [`parse`] would give
-/// them. False for any other packet, which only [`parse`] can tell apart.
+/// in it TCP, UDP or an ICMP echo. Asks `then` about its flow, its kind and its TCP flags as [`parse`]
+/// would give them. False for any other packet, which only [`parse`] can tell apart.
 ///
 /// Both families ask for themselves: where their ways met, a compiler would have to keep two addresses
 /// in more registers than BPF has.
