@@ -116,10 +116,30 @@ fn an_event_says_all_of_its_flow() {
 #[test]
 fn a_denial_says_all_of_its_packets() {
     let mut kernel = kernel();
+    let at = |remote_port, local_port, proto| FlowKey {
+        remote_port: Be16::new(remote_port),
+        local_port: Be16::new(local_port),
+        proto,
+        ..key()
+    };
     let asked = tcp_between(PEER, [40_000, 23], Ingress, SYN);
     let ours = tcp_between(PEER, [23, 40_000], Egress, SYN);
     let unreadable = tcp(Ingress, 0);
     let unasked = packet(PEER, Ingress, Body::Icmp(13)).bytes();
+    let gre = packet(PEER, Ingress, Body::Other(47)).bytes();
+    let answers = [false, true].map(|v6| {
+        let body = Body::Echo {
+            request: false,
+            id: 7,
+        };
+        from_peer(v6, body)
+    });
+    // The near port of an answer is who asked.
+    let of_answers = answers.each_ref().map(|answer| FlowKey {
+        remote: answer.source.into(),
+        local: answer.destination.into(),
+        ..at(7, 1, answer.proto())
+    });
     kernel.apply(&revoked());
     let same = |port, proto, direction, reason: DropReason| DenyKey {
         remote: Identity(18),
@@ -137,12 +157,6 @@ fn a_denial_says_all_of_its_packets() {
         local: Identity::UNKNOWN,
         peer: 0,
         ..same(0, 0, 0, DropReason::TcpFlags)
-    };
-    let at = |remote_port, local_port, proto| FlowKey {
-        remote_port: Be16::new(remote_port),
-        local_port: Be16::new(local_port),
-        proto,
-        ..key()
     };
     for (direction, packet, same, flow, tcp_flags) in [
         (
@@ -172,6 +186,27 @@ fn a_denial_says_all_of_its_packets() {
             udp(Ingress),
             same(53, 17, 0, DropReason::NoRule),
             at(4_000, 53, 17),
+            0,
+        ),
+        (
+            Ingress,
+            gre,
+            same(0, 47, 0, DropReason::NoRule),
+            at(0, 0, 47),
+            0,
+        ),
+        (
+            Ingress,
+            answers[0].bytes(),
+            same(0, 1, 0, DropReason::NoFlow),
+            of_answers[0],
+            0,
+        ),
+        (
+            Ingress,
+            answers[1].bytes(),
+            same(129, 58, 0, DropReason::NoFlow),
+            of_answers[1],
             0,
         ),
     ] {
