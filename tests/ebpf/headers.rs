@@ -97,6 +97,38 @@ fn every_packet_that_cannot_be_read_has_a_reason_of_its_own() {
 }
 
 #[test]
+fn a_protocol_without_a_header_needs_no_more_than_that_of_ip() {
+    let mut kernel = kernel();
+    for v6 in [false, true] {
+        let gre = from_peer(v6, Body::Other(47));
+        let bytes = gre.bytes();
+        for (length, reason) in [(gre.header(), "no rule"), (gre.header() - 1, "truncated")] {
+            let outcome = kernel.outcome(Ingress, &bytes[..length]);
+            assert_eq!(outcome, Err(reason), "{v6} {length}");
+        }
+    }
+}
+
+#[test]
+fn what_is_fragmented_may_begin_with_an_extension_header() {
+    let mut kernel = kernel();
+    let fragment = |offset: u8, id| {
+        let mut packet = from_peer(true, Body::Other(44)).bytes();
+        packet.truncate(40);
+        packet.extend([60, 0, 0, offset << 3 | 1, 0, 0, 0, id]);
+        packet.extend([17, 0, 1, 0, 0, 0, 0, 0]);
+        packet.extend([0x0f, 0xa0, 0, 53, 0, 8, 0, 0]);
+        packet
+    };
+    assert_eq!(kernel.outcome(Ingress, &fragment(0, 1)), PASS);
+    let keys: Vec<_> = kernel.flows().iter().map(|flow| flow.key).collect();
+    assert_eq!((keys[0].local_port.get(), keys[0].proto), (53, 17));
+    assert_eq!(kernel.outcome(Ingress, &fragment(9, 1)), PASS);
+    let lost = Err("fragment without first");
+    assert_eq!(kernel.outcome(Ingress, &fragment(9, 2)), lost);
+}
+
+#[test]
 fn fragments_are_told_apart_by_all_that_they_have() {
     let mut kernel = kernel();
     let lost = Err("fragment without first");
@@ -153,7 +185,16 @@ fn fragments_are_told_apart_by_all_that_they_have() {
         assert_eq!(kernel.outcome(Ingress, &sctp.bytes()), expected);
         // A whole packet and one that is refused leave nothing.
         let keys = |kernel: &Kernel| kernel.fragments().keys().count();
-        assert_eq!(kernel.outcome(Ingress, &from_peer(v6, UDP).bytes()), PASS);
+        let whole = from_peer(v6, UDP);
+        let mut longer = whole.clone();
+        if v6 {
+            longer.extensions = vec![Extension::Destination];
+        } else {
+            longer.options = 4;
+        }
+        for whole in [whole, longer, fragment(6, 0, false)] {
+            assert_eq!(kernel.outcome(Ingress, &whole.bytes()), PASS);
+        }
         let mut denied = fragment(6, 0, true);
         denied.body = Body::Udp {
             source: 4_000,
