@@ -72,6 +72,8 @@ fn a_syn_gets_an_mss_that_fits_the_mesh_wherever_the_option_stands() {
             &[1, 1],
             &[1, 1, 1],
             &[4, 2],
+            &[4, 2, 4, 2],
+            &[4, 8, 1, 1, 1, 1, 1, 1],
             &[3, 3, 7],
             &[8, 10, 2, 4, 9, 9, 2, 4, 9, 9],
             &[1; 11],
@@ -94,6 +96,30 @@ fn a_syn_gets_an_mss_that_fits_the_mesh_wherever_the_option_stands() {
                 assert_eq!(again, packet, "{v6} {before:?}");
             }
         }
+    }
+}
+
+#[test]
+fn behind_a_longer_ip_header_a_syn_gets_such_an_mss_too() {
+    let kernel = kernel();
+    let (options, at) = after(&[]);
+    for v6 in [false, true] {
+        let mut packet = with_options(v6, Ingress, SYN, &options);
+        let (header, most) = if v6 {
+            packet[6] = 60;
+            packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
+            (48, MTU - 60)
+        } else {
+            packet[0] = 0x46;
+            packet.splice(20..20, [1; 4]);
+            (24, MTU - 40)
+        };
+        let (passes, out) = kernel.run(Ingress, &packet);
+        assert!(passes);
+        let at = header + 20 + at;
+        let value = u16::from_be_bytes([out[at], out[at + 1]]);
+        assert_eq!(value, most, "{v6}");
+        assert_eq!(checksum(&out[header..]), 0, "{v6}");
     }
 }
 
