@@ -32,11 +32,13 @@ fn key() -> FlowKey {
 #[test]
 fn an_event_says_all_of_its_flow() {
     let mut kernel = kernel();
-    // Of somebody else, before: nothing of it is left in the next.
-    let denied = tcp_between(OTHER, [5, 6], Egress, SYN_ACK | RST);
-    assert_eq!(kernel.outcome(Egress, &denied), Err("tcp flags"));
-    let denied = tcp_between(OTHER, [5, 6], Egress, SYN);
-    assert_eq!(kernel.outcome(Egress, &denied), Err("no rule"));
+    // Of somebody else, and long before: nothing of it is left in the next.
+    kernel.at(5, |kernel| {
+        for (flags, reason) in [(SYN_ACK | RST, "tcp flags"), (SYN, "no rule")] {
+            let denied = tcp_between(OTHER, [5, 6], Egress, flags);
+            assert_eq!(kernel.outcome(Egress, &denied), Err(reason));
+        }
+    });
     let told = |kernel: &mut Kernel, direction, flags| {
         let before = kernel.flows();
         kernel.at_once(|kernel, now| {
@@ -298,54 +300,57 @@ fn a_denial_says_all_of_its_packets() {
 #[test]
 fn each_kind_and_each_peer_has_exactly_so_many_events() {
     let mut kernel = kernel();
-    kernel.apply(&revoked());
-    let denied = udp(Ingress);
     let interval = |rate: u64| 1_000_000_000 / rate;
     let (of_peer, of_kind) = (interval(100) * 199, interval(1_000) * 999);
-    for (peer, kind, expected) in [
-        (of_peer, of_kind, true),
-        (of_peer + 1, of_kind, false),
-        (of_peer, of_kind + 1, false),
-        (of_peer + 1, of_kind + 1, false),
-    ] {
-        let lost = |kernel: &mut Kernel| kernel.dataplane().counters().unwrap().events_lost;
-        let (told, lost, after, tokens, now) = kernel.at_once(|kernel, now| {
-            let keys: Vec<_> = kernel.denials().keys().map(Result::unwrap).collect();
-            for key in keys {
-                kernel.denials().remove(&key).unwrap();
+    let denied = tcp_between(PEER, [40_000, 23], Ingress, SYN);
+    for (what, packet) in [(Denied, denied), (Opened, tcp(Ingress, SYN))] {
+        for (peer, kind, expected) in [
+            (of_peer, of_kind, true),
+            (of_peer + 1, of_kind, false),
+            (of_peer, of_kind + 1, false),
+            (of_peer + 1, of_kind + 1, false),
+        ] {
+            let lost = |kernel: &mut Kernel| kernel.dataplane().counters().unwrap().events_lost;
+            let (told, lost, after, tokens, now) = kernel.at_once(|kernel, now| {
+                let keys: Vec<_> = kernel.denials().keys().map(Result::unwrap).collect();
+                for key in keys {
+                    kernel.denials().remove(&key).unwrap();
+                }
+                kernel.set_flows(&[]);
+                let load = PeerLoad {
+                    events: full_at(now + peer),
+                    ..PeerLoad::default()
+                };
+                kernel.set_load(2, load);
+                kernel.set_tokens(what, full_at(now + kind));
+                let before = lost(kernel);
+                kernel.events();
+                assert_eq!(kernel.run(Ingress, &packet).0, what == Opened);
+                let mut gone = lost(kernel);
+                for (kind, count) in &mut gone {
+                    *count -= before[kind];
+                }
+                let tokens = kernel.tokens(what);
+                (kernel.events().len(), gone, kernel.load(2), tokens, now)
+            });
+            assert_eq!(told, usize::from(expected), "{what:?}");
+            for (kind, count) in lost {
+                let mine = kind == what && !expected;
+                assert_eq!(count, u64::from(mine), "{kind:?}");
             }
-            let load = PeerLoad {
-                events: full_at(now + peer),
-                ..PeerLoad::default()
-            };
-            kernel.set_load(2, load);
-            kernel.set_tokens(Denied, full_at(now + kind));
-            let before = lost(kernel);
-            kernel.events();
-            assert!(!kernel.run(Ingress, &denied).0);
-            let mut gone = lost(kernel);
-            for (kind, count) in &mut gone {
-                *count -= before[kind];
-            }
-            let tokens = kernel.tokens(Denied);
-            (kernel.events().len(), gone, kernel.load(2), tokens, now)
-        });
-        assert_eq!(told, usize::from(expected));
-        for (kind, count) in lost {
-            let mine = kind == Denied && !expected;
-            assert_eq!(count, u64::from(mine), "{kind:?}");
+            // The peer's own token is asked for first, and one that was found is gone.
+            let before = full_at(now + peer);
+            let paid = before.taken(now, &Rate::new(100, 200));
+            let pays = peer <= of_peer;
+            assert_eq!(after.events, if pays { paid } else { before }, "{what:?}");
+            assert_eq!(after.errors, Bucket::default());
+            assert_eq!(after.new[0] != Bucket::default(), what == Opened);
+            let before = full_at(now + kind);
+            let paid = before.taken(now, &Rate::new(1_000, 1_000));
+            let cpus = tokens.iter().filter(|tokens| **tokens == paid).count();
+            assert_eq!(cpus, usize::from(expected), "{what:?}: {tokens:?}");
+            assert!(tokens.iter().all(|tokens| [before, paid].contains(tokens)));
         }
-        // The peer's own token is asked for first, and one that was found is gone.
-        let before = full_at(now + peer);
-        let paid = before.taken(now, &Rate::new(100, 200));
-        let pays = peer <= of_peer;
-        assert_eq!(after.events, if pays { paid } else { before });
-        assert_eq!((after.new, after.errors), Default::default());
-        let before = full_at(now + kind);
-        let paid = before.taken(now, &Rate::new(1_000, 1_000));
-        let cpus = tokens.iter().filter(|tokens| **tokens == paid).count();
-        assert_eq!(cpus, usize::from(expected), "{tokens:?}");
-        assert!(tokens.iter().all(|tokens| [before, paid].contains(tokens)));
     }
 }
 
