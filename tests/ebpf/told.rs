@@ -114,6 +114,10 @@ fn an_explanation_says_what_would_happen_and_leaves_no_trace() {
         (would.reason, would.rule, would.flags),
         (0, RuleId(1), Explanation::KNOWN)
     );
+    // What the packet before has found, or has not, is forgotten.
+    assert_eq!(kernel.outcome(Ingress, &udp(Ingress)), PASS);
+    let would = explain(&mut kernel, &tcp(Ingress, ACK));
+    assert_eq!(would.flags, Explanation::KNOWN);
 }
 
 #[test]
