@@ -138,15 +138,21 @@ fn nothing_else_takes_the_short_way() {
         packet[at] = byte;
         packet
     };
-    let mut mapped = of_flow(true, Ingress, Sort::Tcp).bytes();
-    for (at, address) in [(8, PEER), (24, ME)] {
-        mapped[at..at + 16].fill(0);
-        mapped[at + 10..at + 12].fill(0xff);
-        mapped[at + 12..at + 16].copy_from_slice(&address);
-    }
+    let mapped = |ends: &[(usize, [u8; 4])]| {
+        let mut packet = of_flow(true, Ingress, Sort::Tcp).bytes();
+        for (at, address) in ends {
+            packet[*at..at + 16].fill(0);
+            packet[at + 10..at + 12].fill(0xff);
+            packet[at + 12..at + 16].copy_from_slice(address);
+        }
+        packet
+    };
+    let (from, to) = ((8, PEER), (24, ME));
     let before = kernel.flows();
     for (what, packet, reason) in [
-        ("IPv4 in IPv6", mapped, "mapped address"),
+        ("IPv4 in IPv6", mapped(&[from, to]), "mapped address"),
+        ("from IPv4 to IPv6", mapped(&[from]), "mapped address"),
+        ("from IPv6 to IPv4", mapped(&[to]), "mapped address"),
         ("another version", changed(&v4, 0, 0x75), "not ip"),
         (
             "a header too short",
