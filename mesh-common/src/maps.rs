@@ -10,7 +10,7 @@ use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -96,6 +96,9 @@ pub const ID_EXACT_CAPACITY: u32 = 65_536;
 pub const ID_CIDR_CAPACITY: u32 = 16_384;
 /// Rows of one policy; memory is taken only for what is there.
 pub const POLICY_CAPACITY: u32 = 262_144;
+/// Of the map of a policy: `BPF_F_MMAPABLE` (Linux 5.5), which also puts each of its buckets on a cache line
+/// of its own, and `BPF_F_INNER_MAP` (5.10), so that one as large as it must be takes the place of another.
+pub const POLICY_FLAGS: u32 = 1 << 10 | 1 << 12;
 /// Established flows, at least.
 pub const FLOW_CAPACITY: u32 = 65_536;
 /// Half-open flows. So many last for what [`crate::budget::NEW_FLOWS`] says and twice as long, and more

@@ -7,11 +7,11 @@
 use aya::Pod;
 
 use crate::addr::Prefix;
-use crate::budget::{Bucket, PeerFreed, PeerLoad};
+use crate::budget::{self, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::maps::{Config, Count};
-use crate::policy::{Row, RowKey, RuleId};
+use crate::policy::{self, RuleId};
 use crate::{Address, IdentityEntry};
 
 macro_rules! pod {
@@ -24,7 +24,6 @@ macro_rules! pod {
 
 pod!(
     Address,
-    Bucket,
     Config,
     Count,
     DenyEntry,
@@ -37,7 +36,7 @@ pod!(
     PeerFreed,
     PeerLoad,
     Prefix,
-    Row,
-    RowKey,
     RuleId,
+    budget::Bucket,
+    policy::Bucket,
 );

@@ -11,7 +11,6 @@ use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use mesh_common::maps::{self, Config, Count};
-use mesh_common::policy::RowKey;
 use mesh_common::{Address, Facts, Identity, IdentityEntry, Verdict};
 
 #[map(name = "cfg")]
@@ -27,18 +26,13 @@ pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
 
 /// One policy, in a map of its own: user space fills another and puts it here in one step.
 ///
-/// Its values are a [`mesh_common::policy::Row`] word by word. Before 6.2 the kernel takes a map whose type
-/// information names a struct for another kind than user space's, which has none (`timer_off` in
+/// Its slots are a [`mesh_common::policy::Bucket`] word by word. Before 6.2 the kernel takes a map whose
+/// type information names a struct for another kind than user space's, which has none (`timer_off` in
 /// `bpf_map_meta_equal`), and refuses the swap.
 #[btf_map(name = "pol")]
 pub static POL: ArrayOfMaps<Policy, 1> = ArrayOfMaps::new();
 
-type Policy = btf_maps::HashMap<
-    RowKey,
-    [u32; 3],
-    { maps::POLICY_CAPACITY as usize },
-    { BPF_F_NO_PREALLOC as usize },
->;
+type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 
 /// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]

@@ -8,11 +8,11 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
-use mesh_common::budget::{Bucket, ICMP_ERRORS, PeerLoad};
+use mesh_common::budget::{self, ICMP_ERRORS, PeerLoad};
 use mesh_common::event::PEER_RATE;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
 use mesh_common::maps::Config;
-use mesh_common::policy::{Row, RuleId, longest};
+use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
 use mesh_common::verdict::{Lookup, STICKY, rate};
 use mesh_common::{
     Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
@@ -255,7 +255,7 @@ impl Lookup for Tables<'_> {
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
         let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
         let about = about | u32::from(key.port.get());
-        let answer = policy_row(key.remote.get(), key.local.get(), about);
+        let answer = policy_entry(key.remote.get(), key.local.get(), about);
         PolicyEntry {
             flags: answer as u32,
             rule: RuleId((answer >> 32) as u32),
@@ -263,7 +263,7 @@ impl Lookup for Tables<'_> {
     }
 
     #[inline(always)]
-    fn new_flows(&self, peer: u32, opened: Direction) -> Bucket {
+    fn new_flows(&self, peer: u32, opened: Direction) -> budget::Bucket {
         match PEER_LOAD.get_ptr(&peer) {
             // SAFETY: the pointer that the look-up returned.
             Some(load) => unsafe {
@@ -272,7 +272,7 @@ impl Lookup for Tables<'_> {
                     Direction::Egress => (*load).new[1],
                 }
             },
-            None => Bucket::default(),
+            None => budget::Bucket::default(),
         }
     }
 
@@ -296,11 +296,11 @@ impl Lookup for Tables<'_> {
     }
 
     #[inline(always)]
-    fn icmp_errors(&self, peer: u32) -> Bucket {
+    fn icmp_errors(&self, peer: u32) -> budget::Bucket {
         match PEER_LOAD.get_ptr(&peer) {
             // SAFETY: the pointer that the look-up returned.
             Some(load) => unsafe { (*load).errors },
-            None => Bucket::default(),
+            None => budget::Bucket::default(),
         }
     }
 
@@ -313,10 +313,10 @@ impl Lookup for Tables<'_> {
 /// What the longest row around a [`PolicyKey`] says: the flags, and above them the rule. `about` is the
 /// direction, the protocol and the port, from above.
 ///
-/// Global, because it is asked in many places; of numbers, because it is the deepest on the stack.
+/// Global, because it is asked in many places; of numbers, because it is deep on the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn policy_row(remote: u32, local: u32, about: u32) -> u64 {
+extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
     let key = PolicyKey {
         remote: Be32::new(remote),
         local: Be32::new(local),
@@ -324,19 +324,29 @@ extern "C" fn policy_row(remote: u32, local: u32, about: u32) -> u64 {
         proto: (about >> 16) as u8,
         port: Be16::new(about as u16),
     };
-    let entry = match POL.get(0) {
-        // SAFETY: copied at once; user space replaces rows whole.
-        Some(policy) => longest(&key, |key| unsafe { policy.get(key) }.map(of_words)),
-        None => PolicyEntry::NONE,
-    };
+    let row = |at: &RowKey| Row::from_bits(policy_row(at.ends, at.about));
+    let entry = longest(&key, row);
     u64::from(entry.rule.0) << 32 | u64::from(entry.flags)
 }
 
-/// The map's values, for what they are.
+/// The [`Row`] under this [`RowKey`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn policy_row(ends: u64, about: u32) -> u64 {
+    let at = RowKey { ends, about };
+    let row = match POL.get(0) {
+        Some(slots) => find(&at, |slot| slots.get(slot).map(of_words)),
+        None => Row::NOTHING,
+    };
+    row.to_bits()
+}
+
+/// The map's slots, for what they are.
 #[inline(always)]
-fn of_words(words: &[u32; 3]) -> &Row {
-    const _: () = assert!(size_of::<Row>() == size_of::<[u32; 3]>());
-    const _: () = assert!(align_of::<Row>() == align_of::<[u32; 3]>());
-    // SAFETY: the row is three words, every pattern of which is one.
+fn of_words(words: &[u64; 8]) -> &Bucket {
+    const _: () = assert!(size_of::<Bucket>() == size_of::<[u64; 8]>());
+    const _: () = assert!(align_of::<Bucket>() == align_of::<[u64; 8]>());
+    // SAFETY: the bucket is eight words, every pattern of which is one; user space gives it up before
+    // programs see it.
     unsafe { &*core::ptr::from_ref(words).cast() }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 18] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/packet.rs",
@@ -24,6 +24,8 @@ const SOURCES: [&str; 16] = [
     "mesh-common/src/packet/transport.rs",
     "mesh-common/src/packet/usual.rs",
     "mesh-common/src/policy.rs",
+    "mesh-common/src/policy/row.rs",
+    "mesh-common/src/policy/table.rs",
     "mesh-common/src/tcp.rs",
     "mesh-common/src/verdict.rs",
     "mesh-ebpf/src/events.rs",

@@ -235,7 +235,7 @@ impl Kernel {
     /// Makes the last change in the policy that has gone out of use. If that fails, the next change starts
     /// from a fresh one.
     pub fn catch_up(&mut self) {
-        if let Some((before, writes)) = self.behind.take()
+        if let Some((mut before, writes)) = self.behind.take()
             && before.write(&writes).is_ok()
         {
             self.shadow = Some(before);
@@ -250,7 +250,7 @@ impl Kernel {
         let step = ApplyError::at("wait for packets under way");
         match &self.active {
             Some(active) => self.outer.set(0, active.map(), 0),
-            None => Policy::create(0).and_then(|empty| self.outer.set(0, empty.map(), 0)),
+            None => Policy::of(&[]).and_then(|empty| self.outer.set(0, empty.map(), 0)),
         }
         .map_err(step)
     }
@@ -263,20 +263,13 @@ impl Kernel {
     ) -> Result<(Policy, Vec<RowWrite>), ApplyError> {
         self.catch_up();
         let writes = layout(changed(ops), &desired.rows);
-        // If writing fails, it lies half written in one that nobody will use.
-        let failed = |error| ApplyError::at("write the policy's rows")(MapError::IoError(error));
-        let rows = desired.rows.len();
-        let next = match self.shadow.take() {
-            Some(shadow) if shadow.has_room(rows) => {
-                shadow.write(&writes).map_err(failed)?;
-                shadow
-            }
-            _ => {
-                let made = Policy::create(rows);
-                let policy = made.map_err(ApplyError::at("make a map for the policy"))?;
+        let shadow = self.shadow.take();
+        let written = shadow.and_then(|mut shadow| shadow.write(&writes).ok().map(|()| shadow));
+        let next = match written {
+            Some(shadow) => shadow,
+            None => {
                 let all = layout(desired.rows.keys(), &desired.rows);
-                policy.write(&all).map_err(failed)?;
-                policy
+                Policy::of(&all).map_err(ApplyError::at("make a map for the policy"))?
             }
         };
         Ok((next, writes))
@@ -302,8 +295,6 @@ impl Kernel {
                 None => self.observed.rows.remove(prefix),
             };
         }
-        // What is not ours is forgotten, and what is too small.
-        let before = before.filter(|before| before.has_room(desired.rows.len()));
         self.behind = before.map(|before| (before, writes));
         Ok(())
     }

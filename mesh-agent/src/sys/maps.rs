@@ -1,26 +1,19 @@
-//! Hash maps of the kernel, made and written many elements at a time, for which aya has no calls.
-//!
-//! The kernel reads as many bytes for each element as the map was made with, so only [`HashMap`], which
-//! remembers it by its type, may pass it arrays.
+//! Arrays of the kernel that user space writes through its own memory, for which aya has no calls.
 
 use std::io;
-use std::marker::PhantomData;
-use std::mem::size_of;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::ptr::{self, NonNull};
 
 use aya::Pod;
 use aya::maps::{MapData, MapError};
-
-use super::number;
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// Of `enum bpf_cmd`.
 const BPF_MAP_CREATE: libc::c_int = 0;
-const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
-const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
-const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
-/// The arm of `union bpf_attr` for making a map, up to what a hash map needs.
+/// The arm of `union bpf_attr` for making a map, up to what an array needs.
 #[repr(C)]
 #[derive(Default)]
 struct Create {
@@ -29,41 +22,31 @@ struct Create {
     value_size: u32,
     max_entries: u32,
     map_flags: u32,
-    inner_map_fd: u32,
-    numa_node: u32,
 }
 
-/// The arm of `union bpf_attr` for many elements at a time.
-#[repr(C)]
-#[derive(Default)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// A map from `K` to `V` that we have made.
+/// An array that we have made, of which all is zero at first. Programs may read it; nobody else has it
+/// in memory.
 #[derive(Debug)]
-pub(crate) struct HashMap<K, V> {
+pub(crate) struct Array<T> {
     data: MapData,
-    elements: PhantomData<(K, V)>,
+    slots: NonNull<T>,
+    len: usize,
 }
 
-impl<K: Pod, V: Pod> HashMap<K, V> {
-    /// `flags` are the `BPF_F_*` of `linux/bpf.h`.
-    pub(crate) fn create(max_entries: u32, flags: u32) -> Result<Self, MapError> {
+// SAFETY: it owns its memory, as a box does.
+unsafe impl<T: Send> Send for Array<T> {}
+
+impl<T: Pod> Array<T> {
+    /// `flags` are the `BPF_F_*` of `linux/bpf.h`; with `BPF_F_MMAPABLE` (Linux 5.5).
+    pub(crate) fn create(len: u32, flags: u32) -> Result<Self, MapError> {
+        // The kernel lays elements out in steps of eight bytes.
+        const { assert!(size_of::<T>() > 0 && size_of::<T>().is_multiple_of(8)) };
         let create = Create {
-            map_type: BPF_MAP_TYPE_HASH,
-            key_size: size_of::<K>() as u32,
-            value_size: size_of::<V>() as u32,
-            max_entries,
+            map_type: BPF_MAP_TYPE_ARRAY,
+            key_size: size_of::<u32>() as u32,
+            value_size: size_of::<T>() as u32,
+            max_entries: len,
             map_flags: flags,
-            ..Create::default()
         };
         // SAFETY: the kernel reads the size given of `create`, which outlives the call, and takes
         // numbers from it.
@@ -81,64 +64,45 @@ impl<K: Pod, V: Pod> HashMap<K, V> {
         }
         // SAFETY: a new descriptor, which nobody else knows.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            data: MapData::from_fd(fd)?,
-            elements: PhantomData,
-        })
+        let data = MapData::from_fd(fd)?;
+        let len = len as usize;
+        // SAFETY: new memory, at a place of the kernel's choice.
+        let slots = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                len * size_of::<T>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                data.fd().as_fd(),
+                0,
+            )
+        };
+        let slots = slots.map_err(|error| MapError::IoError(error.into()))?;
+        let slots = NonNull::new(slots.cast()).ok_or(MapError::OutOfBounds {
+            index: 0,
+            max_entries: 0,
+        })?;
+        Ok(Self { data, slots, len })
     }
 
+    /// All of it, for whoever knows that no program reads it meanwhile.
+    pub(crate) fn slots(&mut self) -> &mut [T] {
+        // SAFETY: so many elements are mapped, page-aligned, any bytes are a `T`, and we hold them alone.
+        unsafe { std::slice::from_raw_parts_mut(self.slots.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Array<T> {
     pub(crate) fn data(&self) -> &MapData {
         &self.data
     }
+}
 
-    /// Puts each value under its key, in this order.
-    pub(crate) fn insert_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
-        let most = keys.len().min(values.len());
-        let mut done = 0;
-        while done < most {
-            match self.batch(BPF_MAP_UPDATE_BATCH, &keys[done..most], &values[done..most]) {
-                (_, Ok(())) => return Ok(()),
-                // The kernel takes elements from a stock of each CPU, which an interrupt fills up.
-                (some, Err(error)) if some > 0 && error.kind() == io::ErrorKind::OutOfMemory => {
-                    done += some;
-                }
-                (_, Err(error)) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes the keys that are there.
-    pub(crate) fn remove_all(&self, keys: &[K]) -> io::Result<()> {
-        let mut done = 0;
-        while done < keys.len() {
-            match self.batch(BPF_MAP_DELETE_BATCH, &keys[done..], &[]) {
-                (_, Ok(())) => return Ok(()),
-                (some, Err(error)) if error.kind() == io::ErrorKind::NotFound => done += some + 1,
-                (_, Err(error)) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// How many elements were done, and why not the next. `values` has as many elements as `keys`, or the
-    /// command reads none.
-    fn batch(&self, command: libc::c_int, keys: &[K], values: &[V]) -> (usize, io::Result<()>) {
-        let mut batch = Batch {
-            keys: keys.as_ptr().addr() as u64,
-            values: values.as_ptr().addr() as u64,
-            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-            map_fd: number(self.data.fd().as_fd()),
-            ..Batch::default()
-        };
-        // SAFETY: the kernel reads and writes the size given of `batch`, and reads `count` keys and
-        // values of the sizes that the map was made with, which are those of `K` and `V`; all outlive
-        // the call.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut batch, size_of::<Batch>()) };
-        if result < 0 {
-            return (batch.count as usize, Err(io::Error::last_os_error()));
-        }
-        (keys.len(), Ok(()))
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped when it was made, with this size, and nobody borrows it any more. It cannot fail
+        // for a mapping that is there.
+        let _ =
+            unsafe { rustix::mm::munmap(self.slots.as_ptr().cast(), self.len * size_of::<T>()) };
     }
 }

@@ -164,7 +164,8 @@ pub struct RowWrite {
     pub row: Option<Row>,
 }
 
-/// What the kernel must write when `changed` rows have become what `rows` has of them. With each go the ends that it is about: their row says of which lengths others are.
+/// What the kernel must write when `changed` rows have become what `rows` has of them. With each go the
+/// ends that it is about: their row says of which lengths others are.
 pub fn layout<'a>(
     changed: impl IntoIterator<Item = &'a PolicyPrefix>,
     rows: &BTreeMap<PolicyPrefix, PolicyEntry>,
@@ -177,10 +178,7 @@ pub fn layout<'a>(
         if prefix.len != PolicyPrefix::ANY_PROTO
             && let Some(at) = RowKey::of(prefix)
         {
-            let row = rows.get(prefix).map(|entry| Row {
-                entry: *entry,
-                lengths: 0,
-            });
+            let row = rows.get(prefix).map(|entry| Row::new(*entry, 0));
             writes.push(RowWrite { at, row });
         }
     }
@@ -221,10 +219,10 @@ fn every_proto(first: PolicyKey, rows: &BTreeMap<PolicyPrefix, PolicyEntry>) -> 
     };
     match rows.get(&own) {
         None if lengths == 0 => None,
-        entry => Some(Row {
-            entry: entry.copied().unwrap_or(PolicyEntry::NONE),
-            lengths,
-        }),
+        entry => {
+            let entry = entry.copied().unwrap_or(PolicyEntry::NONE);
+            Some(Row::new(entry, lengths))
+        }
     }
 }
 

@@ -276,7 +276,8 @@ proptest! {
         for flow in flows {
             for remote in [flow.remote, Identity::ANY] {
                 let key = PolicyKey::new(remote, flow.local, flow.direction, flow.proto, flow.port);
-                let found = policy::longest(&key, |at| kernel.get(at));
+                let row = |at: &RowKey| kernel.get(at).copied().unwrap_or(Row::NOTHING);
+                let found = policy::longest(&key, row);
                 prop_assert_eq!(found, to.row(&key), "{:?}", key);
             }
         }
