@@ -15,7 +15,7 @@ use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, CT_EST, CT_NEW, FRAG, SCRATCH, Scratch};
+use crate::maps::{CFG, CT_EST, CT_NEW, FRAG, Scratch, scratch};
 use crate::meta::Meta;
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
@@ -57,7 +57,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         return NEXT;
     }
     if let Seen::Nothing = seen.get() {
-        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        let Some(scratch) = scratch() else {
             return DROP;
         };
         // Here and not in `judge`: their frames do not fit on one stack where the kernel counts a frame in
@@ -94,7 +94,7 @@ fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, is_new: bo
     if refused {
         return Seen::Nothing;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(scratch) = scratch() else {
         return Seen::Nothing;
     };
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
@@ -112,7 +112,7 @@ fn judge<const AT: usize>(
     seen: Seen,
 ) -> i32 {
     let meta = &Meta::new(ctx, AT, direction, config);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(scratch) = scratch() else {
         return DROP;
     };
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
@@ -174,7 +174,7 @@ pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
         return DROP;
     };
     let meta = Meta::new(ctx, 0, direction, config);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(scratch) = scratch() else {
         return DROP;
     };
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.

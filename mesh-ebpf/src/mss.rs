@@ -11,16 +11,16 @@ use crate::skb::Linear;
 #[inline(always)]
 pub fn fits<const AT: usize>(ctx: &TcContext, transport: u16, max: u16) -> bool {
     let linear = Linear::<AT>(ctx);
-    let (length, option) = match transport {
-        20 => (linear.words::<32, 1>(), linear.words::<40, 1>()),
-        40 => (linear.words::<52, 1>(), linear.words::<60, 1>()),
-        _ => (None, None),
+    let option = match transport {
+        20 => linear.words::<40, 1>(),
+        40 => linear.words::<60, 1>(),
+        _ => None,
     };
-    let (Some([length]), Some([option])) = (length, option) else {
+    let Some([option]) = option else {
         return false;
     };
     let option = u32::from_be(option);
-    u32::from_be(length) >> 28 > 5 && option >> 16 == 0x0204 && option as u16 <= max
+    option >> 16 == 0x0204 && option as u16 <= max
 }
 
 /// `at` is where the TCP header starts. A packet that cannot be changed passes as it is: the path MTU

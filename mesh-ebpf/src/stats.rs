@@ -4,7 +4,7 @@ use aya_log_ebpf::info;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Effect, Verdict};
 
-use crate::maps::{REASON_CTR, RULE_CTR, SCRATCH};
+use crate::maps::{REASON_CTR, RULE_CTR, scratch};
 use crate::meta::Meta;
 
 /// What [`count`] does for a packet that passes and that no rule is asked for.
@@ -59,7 +59,7 @@ pub fn number(verdict: &Verdict) -> u8 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn log_verdict() -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr(0) else {
+    let Some(scratch) = scratch() else {
         return 0;
     };
     // SAFETY: the slot of this CPU, both written before anything is logged.

@@ -44,6 +44,26 @@ fn the_longest_row_around_a_port_speaks() {
     }
 }
 
+/// As many as fit the table's size best, so that of some the bucket is full, and the next.
+#[test]
+fn each_of_many_rows_is_found() {
+    let rules = 1..3_270_u16;
+    let mut kernel = kernel();
+    let mut tables = tables();
+    tables.rows.clear();
+    for rule in rules.clone() {
+        let key = PolicyKey::new(Identity(18), Identity(16), Ingress, 6, rule * 20);
+        let len = PolicyPrefix::EXACT;
+        let entry = PolicyEntry::accept(RuleId(rule.into()));
+        tables.rows.insert(PolicyPrefix { len, key }, entry);
+    }
+    kernel.apply(&tables);
+    for rule in rules {
+        assert_eq!(kernel.decides(rule * 20), u32::from(rule));
+        assert_eq!(kernel.decides(rule * 20 + 1), 0, "behind {rule}");
+    }
+}
+
 impl Kernel {
     /// The rule that decides over a connection from the peer to this port.
     fn decides(&mut self, port: u16) -> u32 {

@@ -3,12 +3,17 @@
 //! Another takes its place as a whole, so it is as large as what it holds asks for, and nobody looks
 //! into it while it is written.
 
+use std::io;
+
 use aya::maps::{MapData, MapError};
 use mesh_common::maps::POLICY_FLAGS;
 use mesh_common::policy::{Bucket, NoRoom, Table};
 use mesh_core::dataplane::RowWrite;
 
 use crate::sys::maps::Array;
+
+/// How often a table is made twice as large before its rows are taken for ones that no table can hold.
+const MOST_DOUBLED: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Policy {
@@ -18,17 +23,17 @@ pub(super) struct Policy {
 impl Policy {
     /// Of these rows, with room for a few more.
     pub(super) fn of(rows: &[RowWrite]) -> Result<Self, MapError> {
-        let mut room = rows.len();
-        loop {
-            let slots = u32::try_from(Table::slots(room)).unwrap_or(u32::MAX);
+        // Where rows hash to the same few buckets, more of them help.
+        for more in 0..=MOST_DOUBLED {
+            let slots = Table::slots(rows.len().max(1) << more);
             let mut policy = Self {
-                slots: Array::create(slots, POLICY_FLAGS)?,
+                slots: Array::create(u32::try_from(slots).unwrap_or(u32::MAX), POLICY_FLAGS)?,
             };
-            match policy.write(rows) {
-                Ok(()) => return Ok(policy),
-                Err(NoRoom) => room = 2 * room.max(1),
+            if policy.write(rows).is_ok() {
+                return Ok(policy);
             }
         }
+        Err(MapError::IoError(io::ErrorKind::StorageFull.into()))
     }
 
     pub(super) fn map(&self) -> &MapData {

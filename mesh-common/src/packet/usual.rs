@@ -19,9 +19,8 @@ pub fn usual<B: Bytes>(
     direction: Direction,
     then: impl Fn(&FlowKey, Kind, u8) -> bool,
 ) -> bool {
-    let Some([first]) = bytes.words::<0, 1>() else {
-        return false;
-    };
+    // Of no version, where there is nothing.
+    let [first] = bytes.words::<0, 1>().unwrap_or_default();
     match u32::from_be(first) >> 24 {
         0x45 => {
             let Some(h) = bytes.words::<0, 6>() else {

@@ -72,8 +72,8 @@ pub struct Row {
 impl Row {
     /// All zero, as the kernel makes a map: what no row is, and what a look-up answers that finds none.
     pub const NOTHING: Self = Self::new(PolicyEntry::NONE, 0);
-    /// Of every length.
-    const LENGTHS: u32 = (1 << 17) - 1;
+    /// The bits of all lengths.
+    const LENGTHS: u32 = !(PolicyEntry::ACCEPT | PolicyEntry::DENY);
 
     pub const fn new(entry: PolicyEntry, lengths: u32) -> Self {
         Self {
