@@ -1,13 +1,15 @@
 //! Policy entries as the kernel sees them: who, in which direction, over what, says which rule.
 //!
 //! A port range becomes up to thirty prefixes, and of those around a flow the longest speaks
-//! ([`longest`]); the kernel finds them in a [`Table`] of its own.
+//! ([`longest`]); the kernel finds them in [`Bucket`]s, which the agent fills as a [`Table`].
 
+mod bucket;
 mod row;
 mod table;
 
+pub use bucket::{Bucket, find};
 pub use row::{Row, RowKey, longest};
-pub use table::{Bucket, NoRoom, Table, find};
+pub use table::{NoRoom, Table};
 
 use crate::{Be16, Be32, Identity};
 
