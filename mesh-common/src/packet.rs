@@ -11,7 +11,7 @@ mod usual;
 
 pub use usual::usual;
 
-use self::network::{extensions, is_extension, v4, v6};
+use self::network::{extensions, is_extension, v4, v6, whole};
 use self::quoted::embedded;
 use self::transport::{Fixed, Variable, key, transport};
 use crate::flow::{FlowKey, FragmentKey};
@@ -179,6 +179,7 @@ pub fn parse<B: Bytes>(bytes: &B, direction: Direction) -> Result<Facts, DropRea
             let upper = if at == 20 {
                 transport(bytes, &network, proto::ICMP, &Fixed::<20>)
             } else {
+                whole(bytes, at)?;
                 transport(bytes, &network, proto::ICMP, &Variable(at))
             };
             (network, upper, proto::ICMP, at)

@@ -110,6 +110,36 @@ fn a_protocol_without_a_header_needs_no_more_than_that_of_ip() {
 }
 
 #[test]
+fn a_header_must_be_there_to_its_end_though_nobody_reads_it() {
+    let mut kernel = kernel();
+    let gre = |v6| from_peer(v6, Body::Other(47));
+    let mut packets = vec![Packet {
+        options: 8,
+        ..gre(false)
+    }];
+    for extension in [
+        Extension::HopByHop,
+        Extension::Routing(4),
+        Extension::Destination,
+    ] {
+        packets.push(Packet {
+            extensions: vec![Extension::HopByHop, extension],
+            ..gre(true)
+        });
+    }
+    for packet in packets {
+        let bytes = packet.bytes();
+        for (length, reason) in [
+            (packet.header(), "no rule"),
+            (packet.header() - 1, "truncated"),
+        ] {
+            let outcome = kernel.outcome(Ingress, &bytes[..length]);
+            assert_eq!(outcome, Err(reason), "{length} of {packet:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_fragmented_may_begin_with_an_extension_header() {
     let mut kernel = kernel();
     let fragment = |offset: u8, id| {

@@ -65,6 +65,15 @@ const fn fragment(offset: u32, more: bool) -> Fragment {
     }
 }
 
+/// A header that ends at `end` is there to its end, though nobody reads all of it.
+#[inline(always)]
+pub(super) fn whole<B: Bytes>(bytes: &B, end: usize) -> Result<(), DropReason> {
+    match bytes.words_at::<1>(end - 4) {
+        Some(_) => Ok(()),
+        None => Err(DropReason::Truncated),
+    }
+}
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 pub(super) const FRAGMENT: u8 = 44;
@@ -101,6 +110,7 @@ pub(super) fn extensions<B: Bytes>(
                 }
                 network.proto = (word >> 24) as u8;
                 at += (((word >> 16) & 0xff) as usize + 1) * 8;
+                whole(bytes, at)?;
             }
             FRAGMENT => {
                 let [word, id] = bytes.words_at::<2>(at).ok_or(DropReason::Truncated)?;
