@@ -173,7 +173,7 @@ impl Wire {
             }
         }
         bail!(
-            "{ATTEMPTS} times some frames were lost, at last all but {taken_in} of {frames}: this machine is busy"
+            "{ATTEMPTS} times frames were lost, at last only {taken_in} of {frames} came through: this machine is busy"
         )
     }
 
