@@ -21,6 +21,7 @@ mod counters;
 mod error;
 mod events;
 mod guard;
+mod half_open;
 mod loader;
 mod pins;
 mod policy;

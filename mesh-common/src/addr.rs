@@ -52,6 +52,11 @@ impl Address {
         Self(words)
     }
 
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
     /// From the word that lies in an IPv4 header.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {

@@ -37,6 +37,40 @@ impl FlowKey {
         pad: 0,
         pad2: 0,
     };
+
+    /// The whole of it.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 10] {
+        let [r0, r1, r2, r3] = self.remote.words();
+        let [l0, l1, l2, l3] = self.local.words();
+        let ports = (self.remote_port.get() as u32) << 16 | self.local_port.get() as u32;
+        let rest = (self.proto as u32) << 24 | (self.pad as u32) << 16 | self.pad2 as u32;
+        [r0, r1, r2, r3, l0, l1, l2, l3, ports, rest]
+    }
+
+    /// As it lies in memory.
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.remote.octets());
+        bytes[16..32].copy_from_slice(&self.local.octets());
+        bytes[32..34].copy_from_slice(&self.remote_port.get().to_be_bytes());
+        bytes[34..36].copy_from_slice(&self.local_port.get().to_be_bytes());
+        bytes[36] = self.proto;
+        bytes
+    }
+
+    /// `==`, for where a call of memcmp may not be.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let (a, b) = (self.words(), other.words());
+        let mut differ = 0;
+        let mut word = 0;
+        while word < a.len() {
+            differ |= a[word] ^ b[word];
+            word += 1;
+        }
+        differ == 0
+    }
 }
 
 /// What decides over a flow's next packet.
@@ -71,7 +105,7 @@ pub mod flags {
     pub const CONFIRMED: u32 = 64;
 }
 
-/// The value of `ct_new` and `ct_est`: one cache line.
+/// The value of `ct_est`, and what `ct_new` holds of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowEntry {

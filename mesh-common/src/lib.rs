@@ -5,14 +5,15 @@
 //! network order (an LPM trie compares bits in memory order), and numbers are only ever appended.
 //!
 //! Reading order: [`addr`], [`identity`] and [`policy`] are what user space writes, [`packet`] turns
-//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`budget`] how many a peer may
-//! have, and [`verdict`] decides, for a [`reason`]. [`event`] is what user space is told.
+//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`half_open`] where it lies until it is
+//! confirmed, [`budget`] how many a peer may have, and [`verdict`] decides, for a [`reason`]. [`event`] is what user space is told.
 #![no_std]
 
 pub mod addr;
 pub mod budget;
 pub mod event;
 pub mod flow;
+pub mod half_open;
 pub mod identity;
 pub mod maps;
 pub mod packet;

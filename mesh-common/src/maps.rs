@@ -7,10 +7,11 @@ use crate::addr::Prefix;
 use crate::budget::{Bucket, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey, EventKind};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::half_open::{self, Secret};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -69,7 +70,8 @@ impl Shape {
             CFG => Self::new::<u32, Config>(),
             ID_EXACT => Self::new::<Address, IdentityEntry>(),
             ID_CIDR => Self::new::<Prefix, IdentityEntry>(),
-            CT_EST | CT_NEW => Self::new::<FlowKey, FlowEntry>(),
+            CT_EST => Self::new::<FlowKey, FlowEntry>(),
+            CT_NEW => Self::new::<u32, half_open::Set>(),
             FRAG => Self::new::<FragmentKey, FragmentEntry>(),
             RULE_CTR | REASON_CTR => Self::new::<u32, Count>(),
             PEER_LOAD => Self::new::<u32, PeerLoad>(),
@@ -99,12 +101,11 @@ pub const POLICY_CAPACITY: u32 = 262_144;
 /// Of the map of a policy: `BPF_F_MMAPABLE` (Linux 5.5), which also puts each of its buckets on a cache line
 /// of its own, and `BPF_F_INNER_MAP` (5.10), so that one as large as it must be takes the place of another.
 pub const POLICY_FLAGS: u32 = 1 << 10 | 1 << 12;
+/// Of `ct_new`: `BPF_F_MMAPABLE` (Linux 5.5), for which the kernel begins an array with a page, and so each
+/// set with a cache line. None can be mapped that has locks.
+pub const HALF_OPEN_FLAGS: u32 = 1 << 10;
 /// Established flows, at least.
 pub const FLOW_CAPACITY: u32 = 65_536;
-/// Half-open flows. So many last for what [`crate::budget::NEW_FLOWS`] says and twice as long, and more
-/// would only lie further from the processor, which looks into this table for every new flow. A few more
-/// than a power of two: the kernel then makes two buckets for each, and looks at fewer flows in vain.
-pub const HALF_OPEN_CAPACITY: u32 = 32_768 + 64;
 /// Established flows, however much memory there is: a sweep over them takes two seconds.
 pub const MAX_FLOW_CAPACITY: u32 = 1 << 20;
 pub const FRAGMENT_CAPACITY: u32 = 8_192;
@@ -139,7 +140,8 @@ pub struct Config {
     /// The monotonic clock when the kernel's tick counter was 0, and nanoseconds per tick.
     pub clock_base: u64,
     pub clock_tick: u32,
-    pub spare: [u32; 7],
+    pub secret: Secret,
+    pub spare: [u32; 13],
 }
 
 impl Config {
@@ -149,7 +151,7 @@ impl Config {
     pub const OBSERVE: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
+const _: () = assert!(size_of::<Config>() == 128);
 
 /// Packets and bytes, summed over CPUs by whoever reads.
 #[repr(C)]

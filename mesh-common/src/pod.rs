@@ -10,6 +10,7 @@ use crate::addr::Prefix;
 use crate::budget::{self, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::half_open::Set;
 use crate::maps::{Config, Count};
 use crate::policy::{self, RuleId};
 use crate::{Address, IdentityEntry};
@@ -37,6 +38,7 @@ pod!(
     PeerLoad,
     Prefix,
     RuleId,
+    Set,
     budget::Bucket,
     policy::Bucket,
 );

@@ -14,6 +14,7 @@ mod entry;
 mod events;
 mod filter;
 mod guard;
+mod half_open;
 mod maps;
 mod meta;
 mod mss;

@@ -7,7 +7,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::Direction;
 
-use crate::{filter, guard, meta};
+use crate::maps::CFG;
+use crate::{filter, guard, half_open, meta};
 
 /// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
 pub const NEXT: i32 = -1;
@@ -51,6 +52,17 @@ pub fn why_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn why_eg(ctx: TcContext) -> i32 {
     filter::explain(&ctx, Direction::Egress)
+}
+
+/// Ends a half-open flow that the policy in force no longer allows, by BPF_PROG_TEST_RUN: the packet begins with its
+/// key.
+#[classifier]
+pub fn revoke(ctx: TcContext) -> i32 {
+    let (Some(config), Ok(key)) = (CFG.get(0), ctx.load(0)) else {
+        return DROP;
+    };
+    half_open::revoke(&key, config);
+    NEXT
 }
 
 /// Writes the counter of ticks over a packet's first bytes, by BPF_PROG_TEST_RUN.

@@ -9,17 +9,18 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::TcContext;
 use mesh_common::event::{EventKind, Explanation};
 use mesh_common::flow::{FlowKey, FragmentEntry};
+use mesh_common::half_open::Place;
 use mesh_common::maps::Config;
 use mesh_common::packet::{self, Fragment, Kind};
 use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, CT_EST, CT_NEW, FRAG, Scratch, scratch};
+use crate::maps::{CFG, CT_EST, FRAG, Scratch, scratch};
 use crate::meta::Meta;
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
-use crate::{events, mss, stats};
+use crate::{events, half_open, mss, stats};
 
 #[inline(always)]
 pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
@@ -35,9 +36,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         #[inline(always)]
         |key, kind, tcp| {
             let Some(entry) = CT_EST.get_ptr_mut(key) else {
-                // Here, because the processor then waits for both tables at once.
-                let is_new = CT_NEW.get_ptr(key).is_none();
-                seen.set(remember(key, direction, kind, tcp, is_new));
+                seen.set(remember(key, direction, kind, tcp, config));
                 return false;
             };
             let meta = Meta::new(ctx, AT, direction, config);
@@ -87,7 +86,10 @@ enum Seen {
 
 /// Leaves the facts of a packet that is not in `ct_est` for [`judge`].
 #[inline(never)]
-fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, is_new: bool) -> Seen {
+fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, config: &Config) -> Seen {
+    // First, because the processor then waits for both tables at once.
+    let place = Place::of(key, &config.secret);
+    let is_new = !half_open::may_hold(place);
     // The slow reader says why; the quick one leaves both to it.
     let refused = key.remote.is_mapped() != key.local.is_mapped()
         || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);
@@ -98,8 +100,9 @@ fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, is_new: bo
         return Seen::Nothing;
     };
     // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
-    let facts = unsafe { &mut (*scratch).facts };
+    let Scratch { facts, asked, .. } = unsafe { &mut *scratch };
     facts.write(Facts::usual(key, direction, kind, tcp));
+    asked.place.set(place);
     if is_new { Seen::NewFlow } else { Seen::Facts }
 }
 
@@ -262,7 +265,10 @@ fn reach(
     verdict: &mut MaybeUninit<Verdict>,
 ) -> u32 {
     let reached = match complete(facts, now, tables) {
-        Ok(()) => decide(facts, now, tables),
+        Ok(()) => {
+            tables.place(&facts.key);
+            decide(facts, now, tables)
+        }
         Err(reason) => Verdict::refused(reason),
     };
     verdict.write(reached);

@@ -10,6 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use mesh_common::half_open::{Place, SETS, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::{Address, Facts, Identity, IdentityEntry, Verdict};
 
@@ -39,9 +40,9 @@ type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 pub static CT_EST: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
 
 /// Half-open flows, which a flood may evict.
-#[map(name = "ct_new")]
-pub static CT_NEW: LruHashMap<FlowKey, FlowEntry> =
-    LruHashMap::with_max_entries(maps::HALF_OPEN_CAPACITY, 0);
+#[btf_map(name = "ct_new")]
+pub static CT_NEW: btf_maps::Array<Set, { SETS as usize }, { maps::HALF_OPEN_FLAGS as usize }> =
+    btf_maps::Array::new();
 
 #[map(name = "frag")]
 pub static FRAG: LruHashMap<FragmentKey, FragmentEntry> =
@@ -95,6 +96,8 @@ pub struct Asked {
     /// Whether the table holds the flow, alive or not.
     pub established: Cell<u32>,
     pub half_open: Cell<u32>,
+    /// Where the flow lies among those.
+    pub place: Cell<Place>,
     /// Whether the peer of a flow that was opened had a token for an event.
     pub heard: Cell<u32>,
     pub nobody: IdentityEntry,

@@ -11,6 +11,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{self, ICMP_ERRORS, PeerLoad};
 use mesh_common::event::PEER_RATE;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use mesh_common::half_open::Place;
 use mesh_common::maps::Config;
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
 use mesh_common::verdict::{Lookup, STICKY, rate};
@@ -18,9 +19,9 @@ use mesh_common::{
     Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
-use crate::events;
-use crate::maps::{Asked, CT_EST, CT_NEW, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
+use crate::maps::{Asked, CT_EST, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
 use crate::meta::Meta;
+use crate::{events, half_open};
 
 pub struct Tables<'a> {
     generation: u32,
@@ -38,14 +39,30 @@ impl<'a> Tables<'a> {
         }
     }
 
+    /// Where the flow would lie if it were half-open: before anything is asked, unless it is known to be new.
+    #[inline(always)]
+    pub fn place(&self, key: &FlowKey) {
+        if self.asked.absent != 0 {
+            return;
+        }
+        self.asked.place.set(Place::of(key, &self.config.secret));
+    }
+
     /// Remembers what the verdict wants remembered. A full table forgets, which costs the flow its
     /// state and grants nobody anything. `entry` is the flow afterwards, if the verdict has an event.
     #[inline(always)]
     pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
         match verdict.effect {
             Effect::Nothing => {}
-            Effect::TouchEstablished => grow(CT_EST.get_ptr_mut(&facts.key), verdict, meta, entry),
-            Effect::TouchHalfOpen => grow(CT_NEW.get_ptr_mut(&facts.key), verdict, meta, entry),
+            Effect::TouchEstablished => {
+                if let Some(found) = CT_EST.get_ptr_mut(&facts.key) {
+                    // SAFETY: the pointer that the look-up returned.
+                    unsafe { grow(found, verdict, meta, entry) };
+                }
+            }
+            Effect::TouchHalfOpen => {
+                half_open::grow(self.asked.place.get(), &facts.key, verdict, meta, entry);
+            }
             Effect::WriteEstablished | Effect::WriteHalfOpen | Effect::Open => {
                 self.write(facts, verdict, meta, entry);
             }
@@ -64,6 +81,7 @@ impl<'a> Tables<'a> {
             self.asked.established.get() != 0,
             self.asked.half_open.get() != 0,
         );
+        let place = self.asked.place.get();
         let opened = verdict.state.opened();
         let mut stage = Stage::HalfOpen;
         entry.state = verdict.state;
@@ -96,12 +114,9 @@ impl<'a> Tables<'a> {
             if matches!(verdict.effect, Effect::WriteEstablished) {
                 stage = Stage::Established;
             }
-            let before = if established {
-                CT_EST.get_ptr(&facts.key)
-            } else {
-                CT_NEW.get_ptr(&facts.key)
-            };
-            if let Some(before) = before {
+            if !established {
+                half_open::carried(place, &facts.key, entry);
+            } else if let Some(before) = CT_EST.get_ptr(&facts.key) {
                 // SAFETY: the pointer that the look-up returned.
                 unsafe {
                     entry.packets = (*before).packets;
@@ -125,10 +140,10 @@ impl<'a> Tables<'a> {
                 held(verdict.state.peer, opened, 1);
             }
             if half_open {
-                let _ = CT_NEW.remove(&facts.key);
+                half_open::remove(place, &facts.key);
             }
         } else {
-            let _ = CT_NEW.insert(&facts.key, &*entry, 0);
+            half_open::put(place, &facts.key, entry);
             if established && CT_EST.remove(&facts.key).is_ok() {
                 held(verdict.state.peer, opened, u32::MAX);
             }
@@ -173,13 +188,12 @@ pub fn load(peer: u32) -> Option<*mut PeerLoad> {
     PEER_LOAD.get_ptr_mut(&peer)
 }
 
-/// [`touch`], and what else the packet has changed.
+/// [`touch`], and what else the packet has changed. `entry` is the flow afterwards, if the verdict has an event.
+///
+/// SAFETY: as of [`touch`].
 #[inline(always)]
-fn grow(found: Option<*mut FlowEntry>, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
-    let Some(found) = found else {
-        return;
-    };
-    // SAFETY: the pointer that a look-up returned. Flags are only ever added.
+pub unsafe fn grow(found: *mut FlowEntry, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
+    // SAFETY: the caller's word. Flags are only ever added.
     unsafe {
         touch(found, meta, verdict.state.last_seen);
         let added = verdict.state.flags & STICKY & !(*found).state.flags;
@@ -231,13 +245,21 @@ impl Lookup for Tables<'_> {
         if self.asked.absent != 0 {
             return None;
         }
-        let (found, asked) = match stage {
-            Stage::Established => (CT_EST.get_ptr(key)?, &self.asked.established),
-            Stage::HalfOpen => (CT_NEW.get_ptr(key)?, &self.asked.half_open),
-        };
-        asked.set(1);
-        // SAFETY: the pointer that the look-up returned.
-        Some(unsafe { (*found).state })
+        match stage {
+            Stage::Established => {
+                let found = CT_EST.get_ptr(key)?;
+                self.asked.established.set(1);
+                // SAFETY: the pointer that the look-up returned.
+                Some(unsafe { (*found).state })
+            }
+            Stage::HalfOpen => {
+                let mut state = MaybeUninit::uninit();
+                let found = half_open::find(self.asked.place.get(), key, &mut state);
+                self.asked.half_open.set(found);
+                // SAFETY: it was written, if there is one.
+                (found != 0).then(|| unsafe { state.assume_init() })
+            }
+        }
     }
 
     #[inline(always)]

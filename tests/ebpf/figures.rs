@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::kernel::Kernel;
 
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "mesh_in",
     "mesh_eg",
     "mesh_in_l2",
@@ -20,6 +20,7 @@ const PROGRAMS: [&str; 8] = [
     "why_in",
     "why_eg",
     "ticks",
+    "revoke",
 ];
 
 /// Compiled in: a virtual machine has no checkout.

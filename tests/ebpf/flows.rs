@@ -340,7 +340,7 @@ fn what_was_closed_opens_anew_through_the_policy() {
     assert_eq!(kernel.outcome(Egress, &tcp(Egress, SYN)), Err("no rule"));
     assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, SYN)), PASS);
     assert_eq!(flows(&kernel), (1, 0));
-    let entry = kernel.half_open().iter().next().unwrap().unwrap().1;
+    let entry = kernel.half_open()[0].1;
     assert_eq!(entry.packets, [1, 0], "a new flow, counted from the start");
     handshake(&mut kernel);
     assert_eq!(flows(&kernel), (0, 1));

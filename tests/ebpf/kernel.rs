@@ -1,6 +1,6 @@
 //! The programs, loaded as the agent loads them, on the loopback of an empty network namespace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
@@ -11,6 +11,7 @@ use mesh_common::DropReason;
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, Stage};
+use mesh_common::half_open::{Place, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
@@ -185,31 +186,40 @@ impl Kernel {
 
     /// Every flow that is remembered, and in which table.
     pub(crate) fn flows(&self) -> Vec<Remembered> {
-        let of = |stage, flows: Table<FlowKey, FlowEntry>| {
-            let flows = flows.iter().map(Result::unwrap);
-            let flows = flows.map(|(key, entry)| Remembered { stage, key, entry });
-            flows.collect::<Vec<_>>()
-        };
-        [
-            of(Stage::HalfOpen, self.half_open()),
-            of(Stage::Established, self.established()),
-        ]
-        .concat()
+        let half_open = self.half_open().into_iter();
+        let half_open = half_open.map(|(key, entry)| (Stage::HalfOpen, key, entry));
+        let established = self.established();
+        let established = established.iter().map(Result::unwrap);
+        let established = established.map(|(key, entry)| (Stage::Established, key, entry));
+        let all = half_open.chain(established);
+        all.map(|(stage, key, entry)| Remembered { stage, key, entry })
+            .collect()
     }
 
     /// Remembers these flows and no other.
     pub(crate) fn set_flows(&self, flows: &[Remembered]) {
-        for (stage, mut table) in [
-            (Stage::HalfOpen, self.half_open()),
-            (Stage::Established, self.established()),
-        ] {
-            let keys: Vec<_> = table.keys().map(Result::unwrap).collect();
-            for key in keys {
-                table.remove(&key).unwrap();
-            }
-            for flow in flows.iter().filter(|flow| flow.stage == stage) {
-                table.insert(flow.key, flow.entry, 0).unwrap();
-            }
+        let of = |stage| flows.iter().filter(move |flow| flow.stage == stage);
+        let mut established = self.established();
+        let keys: Vec<_> = established.keys().map(Result::unwrap).collect();
+        for key in keys {
+            established.remove(&key).unwrap();
+        }
+        for flow in of(Stage::Established) {
+            established.insert(flow.key, flow.entry, 0).unwrap();
+        }
+        let mut sets = self.sets();
+        let secret = self.config().secret;
+        let mut filled = BTreeMap::new();
+        for (key, _) in self.half_open() {
+            filled.insert(Place::of(&key, &secret).set(), Set::default());
+        }
+        for flow in of(Stage::HalfOpen) {
+            let place = Place::of(&flow.key, &secret);
+            let set = filled.entry(place.set()).or_default();
+            set.put(place.tag(), &flow.key, &flow.entry);
+        }
+        for (index, set) in filled {
+            sets.set(index, set, 0).unwrap();
         }
     }
 
@@ -308,14 +318,12 @@ impl Kernel {
     /// Lets every flow and fragment grow older, also for whoever reads the kernel's own clock.
     pub(crate) fn age(&self, seconds: u64) {
         let nanoseconds = seconds * 1_000_000_000;
-        for name in [maps::CT_EST, maps::CT_NEW] {
-            let mut flows: Table<FlowKey, FlowEntry> = self.pinned(name);
-            let all: Vec<_> = flows.iter().map(Result::unwrap).collect();
-            for (key, mut entry) in all {
-                entry.state.last_seen = entry.state.last_seen.wrapping_sub(nanoseconds);
-                flows.insert(key, entry, 0).unwrap();
-            }
+        let mut flows = self.flows();
+        for flow in &mut flows {
+            let state = &mut flow.entry.state;
+            state.last_seen = state.last_seen.wrapping_sub(nanoseconds);
         }
+        self.set_flows(&flows);
         let mut fragments = self.fragments();
         let all: Vec<_> = fragments.iter().map(Result::unwrap).collect();
         for (key, mut entry) in all {
@@ -366,8 +374,19 @@ impl Kernel {
     }
 
     /// Flows that wait for their confirmation, or for room.
-    pub(crate) fn half_open(&self) -> Table<FlowKey, FlowEntry> {
-        self.pinned(maps::CT_NEW)
+    pub(crate) fn half_open(&self) -> Vec<(FlowKey, FlowEntry)> {
+        if let Some(dataplane) = &self.dataplane {
+            return dataplane.flows(Stage::HalfOpen).unwrap();
+        }
+        let sets = self.sets();
+        let sets = sets.iter().map(Result::unwrap);
+        sets.flat_map(|set| set.flows().collect::<Vec<_>>())
+            .collect()
+    }
+
+    fn sets(&self) -> Array<MapData, Set> {
+        let data = MapData::from_pin(self.pin(maps::CT_NEW)).unwrap();
+        Map::Array(data).try_into().unwrap()
     }
 
     pub(crate) fn ring(&self) -> RingBuf<MapData> {

@@ -20,6 +20,7 @@ mod figures;
 mod flood;
 mod flows;
 mod guard;
+mod half_open;
 mod headers;
 mod icmp;
 mod judged_anew;

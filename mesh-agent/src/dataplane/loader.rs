@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
+use mesh_common::half_open::CAPACITY;
 use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
@@ -25,6 +26,7 @@ use super::clock::Clock;
 use super::error::{AttachError, failed};
 use super::events;
 use super::guard::{GUARD, Guards};
+use super::half_open::REVOKE;
 use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
@@ -108,6 +110,8 @@ impl Dataplane {
                 program: "ticks",
                 source: Box::new(source),
             })?;
+        // So that nobody learns when a policy changes that it cannot be loaded.
+        classifier(&mut ebpf, REVOKE)?;
         let failed = |program| failed(program, interface);
         let earlier = folder
             .others()
@@ -245,7 +249,8 @@ impl Dataplane {
     /// with what was applied, after every change: packets of such flows are dropped in any case, this tells of those
     /// that send none.
     pub fn review(&mut self, tables: &Tables) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        self.kernel.review(tables)
+        let revoke = classifier(&mut self.ebpf, REVOKE).map_err(ApplyError::Load)?;
+        self.kernel.review(tables, revoke)
     }
 
     /// Flows of one stage, with what they carried.
@@ -255,7 +260,14 @@ impl Dataplane {
 
     /// How full the maps are.
     pub fn usage(&self) -> anyhow::Result<Vec<Usage>> {
-        self.pins.usage()
+        let mut usage = self.pins.usage()?;
+        // Its elements are not its entries.
+        let half_open = usage.iter_mut().find(|usage| usage.map == maps::CT_NEW);
+        if let Some(half_open) = half_open {
+            half_open.entries = self.kernel.flows(Stage::HalfOpen)?.len() as u64;
+            half_open.capacity = CAPACITY.into();
+        }
+        Ok(usage)
     }
 
     /// What the programs would do with the packet, which goes this way: asked of dry ones over the same

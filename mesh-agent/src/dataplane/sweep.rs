@@ -10,9 +10,9 @@ use aya::maps::{HashMap, MapData};
 use mesh_common::budget::PeerFreed;
 use mesh_common::flow::{FlowEntry, FlowKey};
 
-use super::clock;
 use super::tables::{ApplyError, Kernel};
 use super::walk::bounded;
+use super::{clock, half_open};
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;
@@ -30,7 +30,7 @@ impl Kernel {
         let loads = loads.map_err(ApplyError::at("read what peers hold"))?;
         let mut held = Held::new();
         let established = sweep(&mut self.established, now, &mut held)?;
-        let half_open = sweep(&mut self.half_open, now, &mut Held::new())?;
+        let half_open = self.half_open(now)?;
         for (peer, load) in loads {
             let Some(held) = held.get(&peer) else {
                 if load.is_idle(now) {
@@ -48,11 +48,24 @@ impl Kernel {
         Ok(established + half_open)
     }
 
+    /// How many half-open flows stand. Those that do not are the first to make room.
+    fn half_open(&self, now: u64) -> Result<usize, ApplyError> {
+        let flows = half_open::flows(&self.half_open).map_err(ApplyError::at("read a flow"))?;
+        let stand = flows
+            .iter()
+            .filter(|(key, entry)| !is_over(key, entry, now));
+        Ok(stand.count())
+    }
+
     fn free(&mut self, peer: u32, freed: [u32; 2]) -> Result<(), ApplyError> {
         self.peer_freed
             .insert(peer, PeerFreed { freed }, 0)
             .map_err(ApplyError::at("write what a peer no longer holds"))
     }
+}
+
+fn is_over(key: &FlowKey, entry: &FlowEntry, now: u64) -> bool {
+    entry.state.is_expired(key.proto, now.wrapping_sub(GRACE))
 }
 
 fn sweep(
@@ -64,7 +77,7 @@ fn sweep(
     let mut stand = 0;
     for flow in bounded(flows) {
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
-        if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
+        if is_over(&key, &entry, now) {
             over.push(key);
         } else {
             stand += 1;

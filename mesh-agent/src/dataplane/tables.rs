@@ -6,21 +6,25 @@
 //! What a step has done is noted at once, so that after an error the next attempt starts from what
 //! really is there.
 
+use std::array;
 use std::collections::BTreeMap;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
 };
+use aya::programs::ProgramError;
 use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
+use mesh_common::half_open::Secret;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Address, IdentityEntry, RuleId};
 use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, layout, reconcile};
+use rand_core::{OsRng, RngCore as _};
 
 use super::clock::{self, Clock};
 use super::error::AttachError;
@@ -47,6 +51,10 @@ pub enum ApplyError {
     /// The policy is loaded, and programs of another layout still filter under the one before.
     #[error("take over from another layout's programs")]
     TakeOver(#[source] anyhow::Error),
+    #[error("end a half-open flow that is no longer allowed")]
+    Revoke(#[source] ProgramError),
+    #[error(transparent)]
+    Load(AttachError),
     #[error("count the CPUs")]
     Cpus(#[source] std::io::Error),
 }
@@ -70,7 +78,8 @@ pub struct Kernel {
     pub(super) reason_ctr: PerCpuArray<MapData, Count>,
     pub(super) events_lost: PerCpuArray<MapData, u64>,
     pub(super) established: HashMap<MapData, FlowKey, FlowEntry>,
-    pub(super) half_open: HashMap<MapData, FlowKey, FlowEntry>,
+    /// [`mesh_common::half_open::Set`]s.
+    pub(super) half_open: MapData,
     pub(super) peer_load: HashMap<MapData, u32, PeerLoad>,
     pub(super) peer_freed: HashMap<MapData, u32, PeerFreed>,
     /// Established flows that the kernel's table holds: whoever made it has decided.
@@ -125,7 +134,10 @@ impl Kernel {
             reason_ctr: take(ebpf, maps::REASON_CTR)?,
             events_lost: take(ebpf, maps::EVENT_LOST)?,
             established: take(ebpf, maps::CT_EST)?,
-            half_open: take(ebpf, maps::CT_NEW)?,
+            half_open: match ebpf.take_map(maps::CT_NEW) {
+                Some(Map::Array(sets)) => sets,
+                _ => return Err(AttachError::Incomplete(maps::CT_NEW)),
+            },
             peer_load: take(ebpf, maps::PEER_LOAD)?,
             peer_freed: take(ebpf, maps::PEER_FREED)?,
             denials: take(ebpf, maps::DENY_AGG)?,
@@ -178,6 +190,10 @@ impl Kernel {
         // Nothing was ever judged here: connections may have begun before.
         if first && self.config.generation == 0 && self.established.keys().next().is_none() {
             self.config.pickup_until = clock::now() + PICKUP;
+        }
+        // Those that are there already lie by it.
+        while self.config.secret == Secret::default() {
+            self.config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
         }
         self.config.flags = 0;
         if options.log {

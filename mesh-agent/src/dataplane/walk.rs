@@ -4,23 +4,23 @@
 //! front when the key that it stands on has gone. So it is bounded: under a flood it misses some and
 //! sees others twice, and ends.
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, MapData, MapError};
+use aya::programs::SchedClassifier;
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_core::dataplane::Tables;
 
+use super::half_open;
 use super::tables::{ApplyError, Kernel};
 
 impl Kernel {
     /// What one of the two tables of flows holds.
     pub(super) fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let flows = match stage {
-            Stage::Established => &self.established,
-            Stage::HalfOpen => &self.half_open,
+            Stage::Established => bounded(&self.established).collect(),
+            Stage::HalfOpen => half_open::flows(&self.half_open),
         };
-        bounded(flows)
-            .collect::<Result<_, _>>()
-            .map_err(ApplyError::at("read a flow"))
+        flows.map_err(ApplyError::at("read a flow"))
     }
 
     /// Denied packets, counted.
@@ -34,29 +34,45 @@ impl Kernel {
     /// Ends the flows that `tables`, the policy in force, no longer allow: each gets the tombstone that
     /// its next packet would have left, and is told of. A tombstone grants nothing, so nothing is lost if a
     /// packet is being judged meanwhile.
+    ///
+    /// `revoke` is the program [`half_open::REVOKE`].
     pub(super) fn review(
         &mut self,
+        tables: &Tables,
+        revoke: &SchedClassifier,
+    ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        let mut ended = self.ended(bounded(&self.established), tables)?;
+        for (key, entry) in &ended {
+            // Gone already is as good.
+            let _ = self.established.insert(key, entry, ONLY_THERE);
+        }
+        let half_open = half_open::flows(&self.half_open).map_err(ApplyError::at("read a flow"))?;
+        let half_open = self.ended(half_open.into_iter().map(Ok), tables)?;
+        for (key, _) in &half_open {
+            half_open::end(revoke, key).map_err(ApplyError::Revoke)?;
+        }
+        ended.extend(half_open);
+        Ok(ended)
+    }
+
+    /// Of these flows, those that have come to an end, with their tombstones.
+    fn ended(
+        &self,
+        flows: impl Iterator<Item = Result<(FlowKey, FlowEntry), MapError>>,
         tables: &Tables,
     ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let generation = self.generation();
         let mut ended = Vec::new();
-        for flows in [&mut self.established, &mut self.half_open] {
-            let first = ended.len();
-            for flow in bounded(flows) {
-                let (key, mut entry) = flow.map_err(ApplyError::at("read a flow"))?;
-                let state = &mut entry.state;
-                if state.generation == generation || state.flags & flags::DENIED != 0 {
-                    continue;
-                }
-                if tables.judge(&key, state.opened()).is_some() {
-                    state.generation = generation;
-                    state.flags |= flags::DENIED;
-                    ended.push((key, entry));
-                }
+        for flow in flows {
+            let (key, mut entry) = flow.map_err(ApplyError::at("read a flow"))?;
+            let state = &mut entry.state;
+            if state.generation == generation || state.flags & flags::DENIED != 0 {
+                continue;
             }
-            for (key, entry) in &ended[first..] {
-                // Gone already is as good.
-                let _ = flows.insert(key, entry, ONLY_THERE);
+            if tables.judge(&key, state.opened()).is_some() {
+                state.generation = generation;
+                state.flags |= flags::DENIED;
+                ended.push((key, entry));
             }
         }
         Ok(ended)
@@ -72,6 +88,6 @@ const MOST_STEPS: usize = 1 << 21;
 /// Every entry, and no more steps than it could take.
 pub(super) fn bounded<K: aya::Pod, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
-) -> impl Iterator<Item = Result<(K, V), aya::maps::MapError>> {
+) -> impl Iterator<Item = Result<(K, V), MapError>> {
     map.iter().take(MOST_STEPS)
 }

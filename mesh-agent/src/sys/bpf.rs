@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use aya::Pod;
+use aya::maps::{MapData, MapError};
+
 use super::number;
 
 /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
@@ -105,6 +108,82 @@ pub(crate) fn map_count(map: impl AsFd, key_size: u32, most: u32) -> io::Result<
         key = next;
     }
     Ok(most)
+}
+
+/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (Linux 5.6).
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+/// No value is read while a program holds its lock.
+const BPF_F_LOCK: u64 = 4;
+
+/// The `batch` arm of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Calls `each` with every value of an array whose values have locks.
+pub(crate) fn locked_values<T: Pod + Default>(
+    array: &MapData,
+    mut each: impl FnMut(&T),
+) -> Result<(), MapError> {
+    let info = array.info()?;
+    // The kernel writes as much as its own keys and values have, whatever the caller believes.
+    if info.key_size() as usize != size_of::<u32>() || info.value_size() as usize != size_of::<T>()
+    {
+        return Err(MapError::InvalidValueSize {
+            size: size_of::<T>(),
+            expected: info.value_size() as usize,
+        });
+    }
+    // Values that are copied in one go.
+    const STEP: usize = 64;
+    let mut keys = [0_u32; STEP];
+    let mut values = vec![T::default(); STEP];
+    let mut next = 0_u32;
+    let mut is_first = true;
+    loop {
+        let position = (&raw mut next).addr() as u64;
+        let mut batch = MapBatch {
+            in_batch: if is_first { 0 } else { position },
+            out_batch: position,
+            keys: (&raw mut keys).addr() as u64,
+            values: values.as_mut_ptr().addr() as u64,
+            count: STEP as u32,
+            map_fd: number(array.fd().as_fd()),
+            elem_flags: BPF_F_LOCK,
+            flags: 0,
+        };
+        // SAFETY: keys and positions are four bytes, and values as large as a `T`, which any bytes make one;
+        // the kernel writes at most `count` of each, and all outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_LOOKUP_BATCH,
+                &raw mut batch,
+                size_of::<MapBatch>(),
+            )
+        };
+        let error = (result < 0).then(io::Error::last_os_error);
+        let is_last = error
+            .as_ref()
+            .is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if let Some(error) = error.filter(|_| !is_last) {
+            return Err(MapError::IoError(error));
+        }
+        values.iter().take(batch.count as usize).for_each(&mut each);
+        if is_last {
+            return Ok(());
+        }
+        is_first = false;
+    }
 }
 
 /// `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` of `enum bpf_cmd`.

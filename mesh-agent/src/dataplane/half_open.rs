@@ -1,0 +1,30 @@
+//! The kernel's table of half-open flows, as the agent sees it.
+//!
+//! An element is a whole set of flows, so the agent cannot change one without taking the others back to
+//! what it has read of them. It only reads; what is to be written a program writes, under the set's lock.
+
+use aya::maps::{MapData, MapError};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::half_open::Set;
+
+use crate::sys;
+
+pub(super) fn flows(sets: &MapData) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
+    let mut flows = Vec::new();
+    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows()))?;
+    Ok(flows)
+}
+
+/// The program that ends a flow.
+pub(super) const REVOKE: &str = "revoke";
+
+/// Gives the flow the tombstone that its next packet would leave. `revoke` is the program [`REVOKE`].
+pub(super) fn end(revoke: &SchedClassifier, key: &FlowKey) -> Result<(), ProgramError> {
+    let packet = key.bytes();
+    let run = TestRunOptions {
+        data_in: Some(&packet),
+        ..TestRunOptions::default()
+    };
+    revoke.test_run(run).map(drop)
+}

@@ -1,0 +1,213 @@
+//! The table of half-open flows: who makes room, what the agent ends, and who may know where a flow lies.
+
+use std::collections::BTreeSet;
+
+use mesh_common::flow::{FlowKey, Stage, flags};
+use mesh_common::half_open::{CAPACITY, Place, Secret};
+use mesh_common::maps;
+use mesh_core::Direction;
+
+use crate::kernel::{Kernel, Remembered};
+use crate::scene::*;
+
+/// A SYN from a port of the peer's, and the key of its flow.
+fn syn(port: u16) -> Vec<u8> {
+    tcp_between(PEER, [port, 22], Direction::Ingress, SYN)
+}
+
+fn keys(kernel: &Kernel) -> BTreeSet<u16> {
+    let flows = kernel.half_open().into_iter();
+    flows.map(|(key, _)| key.remote_port.get()).collect()
+}
+
+/// Ports of flows that lie in one set with the first of them.
+fn neighbours(kernel: &Kernel, first: &FlowKey) -> Vec<u16> {
+    let secret = kernel.config().secret;
+    let set = Place::of(first, &secret).set();
+    let key = |port| FlowKey {
+        remote_port: mesh_common::Be16::new(port),
+        ..*first
+    };
+    let ports = 1..u16::MAX;
+    ports
+        .filter(|port| Place::of(&key(*port), &secret).set() == set)
+        .collect()
+}
+
+#[test]
+fn the_oldest_flow_of_a_full_set_makes_room() {
+    let mut kernel = kernel();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let first = kernel.half_open()[0].0;
+    // Eight of 65,534 at the mean: a set of seven for whoever draws badly.
+    let mut ports = neighbours(&kernel, &first);
+    while ports.len() < 9 {
+        let mut secret = kernel.config().secret;
+        secret.0[0] = secret.0[0].wrapping_add(1);
+        kernel.set_flows(&[]);
+        kernel.configure(|config| config.secret = secret);
+        ports = neighbours(&kernel, &first);
+    }
+    let start = kernel.now();
+    let second = 1_000_000_000;
+    for (nth, port) in ports[..7].iter().enumerate() {
+        let now = start + nth as u64 * second;
+        kernel.at(now, |kernel| {
+            assert_eq!(kernel.outcome(Direction::Ingress, &syn(*port)), PASS);
+        });
+    }
+    assert!(keys(&kernel).is_superset(&ports[..7].iter().copied().collect()));
+    // The first is heard of again, so the second has been quiet for longest.
+    kernel.at(start + 7 * second, |kernel| {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(ports[0])), PASS);
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(ports[7])), PASS);
+    });
+    let mut wanted: BTreeSet<u16> = ports[..8].iter().copied().collect();
+    wanted.remove(&ports[1]);
+    let in_set = |kernel: &Kernel| -> BTreeSet<u16> {
+        let ports: BTreeSet<u16> = ports.iter().copied().collect();
+        keys(kernel).intersection(&ports).copied().collect()
+    };
+    assert_eq!(in_set(&kernel), wanted);
+    // One that is confirmed leaves its place.
+    let answer = tcp_between(PEER, [ports[2], 22], Direction::Egress, SYN_ACK);
+    let ack = tcp_between(PEER, [ports[2], 22], Direction::Ingress, ACK);
+    kernel.at(start + 8 * second, |kernel| {
+        assert_eq!(kernel.outcome(Direction::Egress, &answer), PASS);
+        assert_eq!(kernel.outcome(Direction::Ingress, &ack), PASS);
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(ports[8])), PASS);
+    });
+    wanted.remove(&ports[2]);
+    wanted.insert(ports[8]);
+    assert_eq!(in_set(&kernel), wanted);
+}
+
+#[test]
+fn a_review_ends_half_open_flows_and_tells_of_each_once() {
+    let mut kernel = kernel();
+    for port in 1..=100 {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    }
+    let review = |kernel: &mut Kernel, tables| kernel.dataplane().review(&tables).unwrap();
+    assert_eq!(review(&mut kernel, tables()), []);
+    kernel.apply(&revoked());
+    let mut ended = review(&mut kernel, revoked());
+    assert_eq!(ended.len(), 100);
+    for (_, entry) in &ended {
+        assert_eq!(entry.state.generation, kernel.config().generation);
+        assert_eq!(entry.state.flags, flags::DENIED);
+        assert_eq!(entry.packets, [1, 0]);
+    }
+    let mut flows = kernel.half_open();
+    for flows in [&mut flows, &mut ended] {
+        flows.sort_by_key(|(key, _)| *key);
+    }
+    assert_eq!(flows, ended);
+    assert_eq!(review(&mut kernel, revoked()), []);
+    let answer = tcp_between(PEER, [7, 22], Direction::Egress, SYN_ACK);
+    assert_eq!(kernel.outcome(Direction::Egress, &answer), Err("revoked"));
+}
+
+#[test]
+fn what_ends_a_flow_leaves_alone_what_the_policy_in_force_has_judged() {
+    let mut kernel = kernel();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let (key, entry) = kernel.half_open()[0];
+    let mut absent = key.bytes();
+    absent[0] ^= 1;
+    for packet in [key.bytes(), absent] {
+        kernel.explain("revoke", &packet);
+        assert_eq!(kernel.half_open(), [(key, entry)]);
+    }
+    // A key that is cut short names no flow.
+    assert_eq!(kernel.explain("revoke", &key.bytes()[..39]).0, 2);
+    kernel.configure(|config| config.generation += 1);
+    kernel.explain("revoke", &absent);
+    assert_eq!(kernel.half_open(), [(key, entry)]);
+    kernel.explain("revoke", &key.bytes());
+    let mut ended = entry;
+    ended.state.generation += 1;
+    ended.state.flags = flags::DENIED;
+    assert_eq!(kernel.half_open(), [(key, ended)]);
+}
+
+#[test]
+fn the_secret_is_drawn_once_for_a_table() {
+    let mut kernel = kernel();
+    let secret = kernel.config().secret;
+    assert_ne!(secret, Secret::default());
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    kernel.kill();
+    kernel.start();
+    assert_eq!(kernel.config().secret, secret);
+    let answer = tcp_between(PEER, [1, 22], Direction::Egress, SYN_ACK);
+    assert_eq!(kernel.outcome(Direction::Egress, &answer), PASS);
+    assert_ne!(Kernel::new().config().secret, secret);
+}
+
+#[test]
+fn the_flows_of_the_table_are_what_is_told_of_how_full_it_is() {
+    let mut kernel = kernel();
+    for port in 1..=10 {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    }
+    let usage = kernel.dataplane().usage().unwrap();
+    let table = usage
+        .iter()
+        .find(|usage| usage.map == maps::CT_NEW)
+        .unwrap();
+    assert_eq!((table.entries, table.capacity), (10, CAPACITY.into()));
+    assert!(table.memory_bytes >= u64::from(CAPACITY) * 104);
+}
+
+#[test]
+fn packets_of_one_half_open_flow_on_every_cpu_are_all_counted() {
+    const THREADS: u32 = 4;
+    const RUNS: u32 = 50_000;
+    let mut kernel = kernel();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let runner = kernel.runner();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| runner.repeat(Direction::Ingress, &syn(1), RUNS));
+        }
+    });
+    let flows = kernel.half_open();
+    let [(_, entry)] = flows.as_slice() else {
+        panic!("one flow: {flows:?}");
+    };
+    assert_eq!(entry.packets, [1 + THREADS * RUNS, 0]);
+    assert_eq!(
+        entry.bytes[0],
+        u64::from(entry.packets[0]) * syn(1).len() as u64
+    );
+}
+
+/// The agent reads while packets of many flows come and go.
+#[test]
+fn no_flow_is_read_half_written() {
+    let kernel = &kernel();
+    let runner = kernel.runner();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for port in (1..=u16::MAX).cycle() {
+                runner.passes(Direction::Ingress, &syn(port));
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        for _ in 0..50 {
+            for (key, entry) in kernel.half_open() {
+                assert_eq!((key.local_port.get(), key.proto), (22, 6));
+                assert_eq!(entry.bytes[0], u64::from(entry.packets[0]) * 40);
+                assert_eq!(entry.state.rule.0, 1);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let all = kernel.flows();
+    let half_open = |flow: &Remembered| flow.stage == Stage::HalfOpen;
+    assert!(all.iter().all(half_open));
+}
