@@ -141,7 +141,9 @@ pub struct Config {
     pub clock_base: u64,
     pub clock_tick: u32,
     pub secret: Secret,
-    pub spare: [u32; 13],
+    /// The generation that last changed who is behind an address; 0 while that changes.
+    pub identities: u32,
+    pub spare: [u32; 12],
 }
 
 impl Config {

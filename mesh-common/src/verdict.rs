@@ -23,6 +23,10 @@ pub trait Lookup {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// [`IdentityEntry::UNKNOWN`] for nobody.
     fn identity(&self, address: &Address) -> IdentityEntry;
+    /// The same of an address on this side, which is nearly always that of the packet before.
+    fn local(&self, address: &Address) -> IdentityEntry {
+        self.identity(address)
+    }
     /// The longest prefix that matches, or [`PolicyEntry::NONE`].
     fn policy(&self, key: &PolicyKey) -> PolicyEntry;
     /// Against [`NEW_FLOWS`].
@@ -196,7 +200,7 @@ fn ends(tables: &impl Lookup, key: &FlowKey) -> Judged {
         judged.drop = Some(DropReason::OwnAddress);
         return judged;
     }
-    let local = tables.identity(&key.local);
+    let local = tables.local(&key.local);
     judged.local = local.identity;
     if !local.is_known() {
         judged.drop = Some(DropReason::UnknownLocal);

@@ -101,6 +101,15 @@ pub struct Asked {
     /// Whether the peer of a flow that was opened had a token for an event.
     pub heard: Cell<u32>,
     pub nobody: IdentityEntry,
+    pub local: Known,
+}
+
+/// Who is behind the address that was asked for last.
+pub struct Known {
+    /// [`Config::identities`] of then; 0 if nobody was asked for.
+    pub identities: Cell<u32>,
+    pub address: Cell<Address>,
+    pub entry: Cell<IdentityEntry>,
 }
 
 // SAFETY: it lies in a map of which every CPU has its own.

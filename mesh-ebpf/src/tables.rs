@@ -274,6 +274,19 @@ impl Lookup for Tables<'_> {
     }
 
     #[inline(always)]
+    fn local(&self, address: &Address) -> IdentityEntry {
+        let (known, now) = (&self.asked.local, self.config.identities);
+        if now != 0 && known.identities.get() == now && known.address.get().is_same(address) {
+            return known.entry.get();
+        }
+        let entry = self.identity(address);
+        known.identities.set(now);
+        known.address.set(*address);
+        known.entry.set(entry);
+        entry
+    }
+
+    #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
         let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
         let about = about | u32::from(key.port.get());

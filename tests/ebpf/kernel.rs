@@ -414,7 +414,7 @@ impl Kernel {
         self.bpffs.folder("mesh").join(layout).join(name)
     }
 
-    fn pinned<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> Table<K, V> {
+    pub(crate) fn pinned<K: aya::Pod, V: aya::Pod>(&self, name: &str) -> Table<K, V> {
         let data = MapData::from_pin(self.pin(name)).unwrap();
         let map = match data.info().unwrap().map_type().unwrap() {
             aya::maps::MapType::LruHash => Map::LruHashMap(data),

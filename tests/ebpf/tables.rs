@@ -9,8 +9,9 @@ use mesh_core::dataplane::why::Question;
 use mesh_core::dataplane::{Tables, reconcile};
 use mesh_core::{Direction, Identity, RuleId};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Table};
 use crate::life::layout;
+use crate::packet::{Body, Packet};
 use crate::scene::*;
 
 /// So many peers may each open one port here: a row, an identity and a rule for each.
@@ -189,6 +190,68 @@ fn a_review_ends_idle_flows_and_tells_of_each_once() {
     // Who reverts in time has cut nothing for good.
     kernel.apply(&tables());
     assert!(passes(&kernel, Direction::Egress, ACK));
+}
+
+/// A program keeps what it was told of the address on this side, until that may have changed.
+#[test]
+fn who_is_on_this_side_is_asked_anew_when_that_changes() {
+    let mut kernel = Kernel::new();
+    let own = Address::from(std::net::IpAddr::from(ME));
+    let other = |identity| {
+        let mut tables = tables();
+        let own = Prefix {
+            len: 128,
+            address: own,
+        };
+        tables.identities.get_mut(&own).unwrap().identity = Identity(identity);
+        tables
+    };
+    let syn = |port| tcp_between(PEER, [port, 22], Direction::Ingress, SYN);
+    for (port, identity, outcome) in [
+        (1, 16, PASS),
+        (2, 99, Err("no rule")),
+        (3, 0, Err("unknown local address")),
+        (4, 16, PASS),
+    ] {
+        kernel.apply(&other(identity));
+        for port in [port, port + 100] {
+            assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), outcome);
+        }
+    }
+    // Addresses that take turns.
+    let elsewhere = packet(
+        PEER,
+        Direction::Egress,
+        Body::Tcp {
+            source: 22,
+            destination: 1,
+            flags: SYN,
+        },
+    );
+    let from_elsewhere = Packet {
+        source: std::net::IpAddr::from([100, 64, 0, 9]),
+        ..elsewhere
+    };
+    for port in 5..10 {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+        let outcome = kernel.outcome(Direction::Egress, &from_elsewhere.bytes());
+        assert_eq!(outcome, Err("unknown local address"));
+    }
+    // While an agent is at it.
+    assert_eq!(kernel.config().identities, kernel.config().generation);
+    kernel.configure(|config| config.identities = 0);
+    let mut exact: Table<Address, IdentityEntry> = kernel.pinned(maps::ID_EXACT);
+    let entry = exact.get(&own, 0).unwrap();
+    exact.insert(own, IdentityEntry::UNKNOWN, 0).unwrap();
+    let outcome = kernel.outcome(Direction::Ingress, &syn(10));
+    assert_eq!(outcome, Err("unknown local address"));
+    exact.insert(own, entry, 0).unwrap();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(11)), PASS);
+    // One that died there leaves nothing that its successor keeps.
+    kernel.kill();
+    kernel.start();
+    kernel.apply(&tables());
+    assert_eq!(kernel.config().identities, kernel.config().generation);
 }
 
 #[test]

@@ -214,6 +214,15 @@ impl Kernel {
         check_room(desired)?;
         let ops = reconcile(&self.observed, desired);
         let step = ApplyError::at;
+        // An agent before us may have died between the two.
+        let renames = self.config.identities == 0 || ops.iter().any(is_about_identities);
+        if renames {
+            // From here on programs ask anew for each packet.
+            self.config.identities = 0;
+            self.cfg
+                .set(0, self.config, 0)
+                .map_err(step("say that identities change"))?;
+        }
         // First, so that nobody whose number changes is nobody for longer than it takes to swap.
         let mut prepared = match ops.contains(&TableOp::Swap) {
             true => Some(self.prepare(&ops, desired)?),
@@ -243,6 +252,9 @@ impl Kernel {
         }
         // Never 0, which means that no policy was loaded.
         self.config.generation = self.config.generation.wrapping_add(1).max(1);
+        if renames {
+            self.config.identities = self.config.generation;
+        }
         self.cfg
             .set(0, self.config, 0)
             .map_err(step("raise the generation"))
@@ -393,6 +405,13 @@ fn check_room(tables: &Tables) -> Result<(), ApplyError> {
         }
     }
     Ok(())
+}
+
+const fn is_about_identities(op: &TableOp) -> bool {
+    matches!(
+        op,
+        TableOp::Blank(_) | TableOp::Identify(..) | TableOp::Forget(_)
+    )
 }
 
 fn changed(ops: &[TableOp]) -> impl Iterator<Item = &PolicyPrefix> {
