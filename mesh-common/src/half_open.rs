@@ -15,8 +15,6 @@ pub const WAYS: usize = 7;
 /// One peer that floods as fast as [`crate::budget::NEW_FLOWS`] lets it puts a flow into every other set each
 /// second, and takes thirteen seconds to push half of the others out.
 pub const SETS: u32 = 8_192;
-/// Half-open flows that the table holds.
-pub const CAPACITY: u32 = SETS * WAYS as u32;
 /// A step of [`Set::used`], as a power of two of nanoseconds: longer than the clocks of two CPUs are apart, and
 /// so short that after two years without a restart an old flow is not taken for a young one.
 const STEP: u32 = 24;
@@ -84,10 +82,10 @@ impl Place {
         Self(hash >> 16 | 1 << 47)
     }
 
-    /// Less than [`SETS`].
+    /// Among sets whose number is a power of two, and one more than `mask`.
     #[inline(always)]
-    pub const fn set(self) -> u32 {
-        self.0 as u32 % SETS
+    pub const fn set(self, mask: u32) -> u32 {
+        self.0 as u32 & mask
     }
 
     /// Never 0.

@@ -143,7 +143,9 @@ pub struct Config {
     pub secret: Secret,
     /// The generation that last changed who is behind an address; 0 while that changes.
     pub identities: u32,
-    pub spare: [u32; 12],
+    /// Sets of `ct_new`, a power of two, less one.
+    pub half_open_mask: u32,
+    pub spare: [u32; 11],
 }
 
 impl Config {

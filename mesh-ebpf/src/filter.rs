@@ -89,7 +89,7 @@ enum Seen {
 fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, config: &Config) -> Seen {
     // First, because the processor then waits for both tables at once.
     let place = Place::of(key, &config.secret);
-    let is_new = !half_open::may_hold(place);
+    let is_new = !half_open::may_hold(place, config);
     // The slow reader says why; the quick one leaves both to it.
     let refused = key.remote.is_mapped() != key.local.is_mapped()
         || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);

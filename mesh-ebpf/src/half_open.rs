@@ -12,14 +12,14 @@ use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
 use mesh_common::half_open::{Place, Set};
 use mesh_common::maps::Config;
 
-use crate::maps::CT_NEW;
+use crate::maps::{CFG, CT_NEW};
 use crate::meta::Meta;
 use crate::tables;
 
 /// Whether the table may hold the flow: nearly always right, and never wrong in saying no.
 #[inline(always)]
-pub fn may_hold(place: Place) -> bool {
-    match CT_NEW.get(place.set()) {
+pub fn may_hold(place: Place, config: &Config) -> bool {
+    match CT_NEW.get(place.set(config.half_open_mask)) {
         Some(set) => set.position(place.tag()).is_some(),
         None => false,
     }
@@ -28,7 +28,10 @@ pub fn may_hold(place: Place) -> bool {
 /// Does something with a flow's set.
 #[inline(always)]
 fn locked(place: Place, act: impl FnOnce(&mut Set)) {
-    if let Some(set) = CT_NEW.get_ptr_mut(place.set()) {
+    let Some(config) = CFG.get(0) else {
+        return;
+    };
+    if let Some(set) = CT_NEW.get_ptr_mut(place.set(config.half_open_mask)) {
         // SAFETY: the pointer that the look-up returned; whoever else reads or changes a flow of the set waits
         // until we have unlocked it.
         unsafe {

@@ -92,7 +92,7 @@ const HANDSHAKE: u32 = 200;
 
 #[test]
 fn a_million_new_flows_of_one_peer_cost_nobody_else_anything() {
-    let mut kernel = Kernel::with_flows(65_536);
+    let mut kernel = Kernel::for_floods(65_536);
     kernel.apply(&tables());
     let runner = kernel.runner();
     let flow = |n: u32| {
@@ -168,7 +168,7 @@ fn a_million_new_flows_of_one_peer_cost_nobody_else_anything() {
 
 #[test]
 fn one_honest_denial_is_told_of_in_a_flood_of_others() {
-    let mut kernel = Kernel::with_flows(65_536);
+    let mut kernel = Kernel::for_floods(65_536);
     kernel.apply(&tables());
     let runner = kernel.runner();
     let mut denied = tcp(LOUD, [0, 9], Direction::Ingress, SYN);

@@ -11,7 +11,7 @@ use mesh_common::DropReason;
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, Stage};
-use mesh_common::half_open::{Place, Set};
+use mesh_common::half_open::{Place, SETS, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
@@ -32,6 +32,7 @@ pub(crate) struct Kernel {
     /// Whether running connections are taken up: the agent's own minute would end within a test.
     pub(crate) picks_up: bool,
     flow_capacity: Option<u32>,
+    half_open_sets: Option<u32>,
     /// What [`Kernel::is_counted`] has seen.
     counted: HashMap<u32, u64>,
     reasons: Option<PerCpuArray<MapData, Count>>,
@@ -46,19 +47,32 @@ pub(crate) struct Remembered {
     pub(crate) entry: FlowEntry,
 }
 
+/// Sets of half-open flows.
+const FEW: Option<u32> = Some(64);
+
 pub(crate) type Table<K, V> = aya::maps::HashMap<MapData, K, V>;
 
 impl Kernel {
     pub(crate) fn new() -> Self {
-        Self::of(None)
+        Self::of(None, FEW)
+    }
+
+    /// With room for a thousand half-open flows: that eight of them meet in one set is one in ten thousand runs.
+    pub(crate) fn for_traffic() -> Self {
+        Self::of(None, Some(SETS / 2))
+    }
+
+    /// With as many half-open flows as the agent has room for, which takes long to look through.
+    pub(crate) fn for_floods(capacity: u32) -> Self {
+        Self::of(Some(capacity), None)
     }
 
     /// With room for so many established flows.
     pub(crate) fn with_flows(capacity: u32) -> Self {
-        Self::of(Some(capacity))
+        Self::of(Some(capacity), FEW)
     }
 
-    fn of(flow_capacity: Option<u32>) -> Self {
+    fn of(flow_capacity: Option<u32>, half_open_sets: Option<u32>) -> Self {
         own_network();
         let bpffs = Bpffs::mount().unwrap_or_else(|error| panic!("{error:#}"));
         let mut kernel = Self {
@@ -66,6 +80,7 @@ impl Kernel {
             dataplane: None,
             picks_up: false,
             flow_capacity,
+            half_open_sets,
             counted: HashMap::new(),
             reasons: None,
             loads: None,
@@ -77,6 +92,7 @@ impl Kernel {
     pub(crate) fn options(&self) -> Options {
         Options {
             flow_capacity: self.flow_capacity,
+            half_open_sets: self.half_open_sets,
             ..options(&self.bpffs)
         }
     }
@@ -207,17 +223,24 @@ impl Kernel {
         for flow in of(Stage::Established) {
             established.insert(flow.key, flow.entry, 0).unwrap();
         }
+        let half_open: Vec<_> = of(Stage::HalfOpen)
+            .map(|flow| (flow.key, flow.entry))
+            .collect();
+        self.set_half_open(&self.half_open(), &half_open);
+    }
+
+    /// Puts `flows` in the place of those `before`, which are all that there are.
+    fn set_half_open(&self, before: &[(FlowKey, FlowEntry)], flows: &[(FlowKey, FlowEntry)]) {
+        let config = self.config();
+        let place = |key| Place::of(key, &config.secret);
+        let index = |key| place(key).set(config.half_open_mask);
+        let empty = before.iter().map(|(key, _)| (index(key), Set::default()));
+        let mut filled: BTreeMap<_, _> = empty.collect();
+        for (key, entry) in flows {
+            let set = filled.entry(index(key)).or_default();
+            set.put(place(key).tag(), key, entry);
+        }
         let mut sets = self.sets();
-        let secret = self.config().secret;
-        let mut filled = BTreeMap::new();
-        for (key, _) in self.half_open() {
-            filled.insert(Place::of(&key, &secret).set(), Set::default());
-        }
-        for flow in of(Stage::HalfOpen) {
-            let place = Place::of(&flow.key, &secret);
-            let set = filled.entry(place.set()).or_default();
-            set.put(place.tag(), &flow.key, &flow.entry);
-        }
         for (index, set) in filled {
             sets.set(index, set, 0).unwrap();
         }
@@ -318,12 +341,18 @@ impl Kernel {
     /// Lets every flow and fragment grow older, also for whoever reads the kernel's own clock.
     pub(crate) fn age(&self, seconds: u64) {
         let nanoseconds = seconds * 1_000_000_000;
-        let mut flows = self.flows();
-        for flow in &mut flows {
-            let state = &mut flow.entry.state;
-            state.last_seen = state.last_seen.wrapping_sub(nanoseconds);
+        let aged = |(key, mut entry): (FlowKey, FlowEntry)| {
+            entry.state.last_seen = entry.state.last_seen.wrapping_sub(nanoseconds);
+            (key, entry)
+        };
+        let half_open = self.half_open();
+        let later: Vec<_> = half_open.iter().copied().map(aged).collect();
+        self.set_half_open(&half_open, &later);
+        let mut established = self.established();
+        let all: Vec<_> = established.iter().map(Result::unwrap).collect();
+        for (key, entry) in all.into_iter().map(aged) {
+            established.insert(key, entry, 0).unwrap();
         }
-        self.set_flows(&flows);
         let mut fragments = self.fragments();
         let all: Vec<_> = fragments.iter().map(Result::unwrap).collect();
         for (key, mut entry) in all {

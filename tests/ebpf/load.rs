@@ -76,6 +76,7 @@ async fn watch(args: Args) -> Result<()> {
         pin_dir: bpffs.folder("load"),
         object_path: args.object,
         flow_capacity: None,
+        half_open_sets: None,
         log: true,
         foreign: Some(Foreign {
             ethernet: link == Link::Ethernet,

@@ -199,7 +199,7 @@ impl Judge for Software {
 #[test]
 fn the_kernel_judges_as_the_oracle() {
     let begun = std::time::Instant::now();
-    let tally = play(seed(), PACKETS, &mut Kernel::new());
+    let tally = play(seed(), PACKETS, &mut Kernel::for_traffic());
     let packets: u64 = tally.values().sum();
     println!("{packets} packets in {:?}: {tally:#?}", begun.elapsed());
     for end in ENDS {
@@ -215,7 +215,7 @@ fn the_software_judges_as_the_oracle() {
 #[test]
 fn a_packet_cut_anywhere_is_judged_whole_or_not_at_all() {
     let mut random = Random(seed());
-    let mut kernel = Kernel::new();
+    let mut kernel = Kernel::for_traffic();
     let netmap = random::netmap(&mut random);
     let mut oracle = Oracle::default();
     let tables = load(&mut oracle, &netmap);

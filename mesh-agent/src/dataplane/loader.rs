@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
-use mesh_common::half_open::CAPACITY;
+use mesh_common::half_open::{SETS, WAYS};
 use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
@@ -43,6 +43,8 @@ pub struct Options {
     pub object_path: Option<PathBuf>,
     /// Established flows that a new table holds; by the host's memory if not said.
     pub flow_capacity: Option<u32>,
+    /// Sets of half-open flows in a new table, a power of two; [`SETS`] if not said.
+    pub half_open_sets: Option<u32>,
     /// Write new flows and drops through aya-log to the `log` crate's logger.
     pub log: bool,
     /// For a device that is not the mesh's.
@@ -265,7 +267,7 @@ impl Dataplane {
         let half_open = usage.iter_mut().find(|usage| usage.map == maps::CT_NEW);
         if let Some(half_open) = half_open {
             half_open.entries = self.kernel.flows(Stage::HalfOpen)?.len() as u64;
-            half_open.capacity = CAPACITY.into();
+            half_open.capacity *= WAYS as u64;
         }
         Ok(usage)
     }
@@ -359,6 +361,7 @@ fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
         loader.map_pin_path(name, folder.map(name));
     }
     loader.map_max_entries(maps::CT_EST, flow_capacity(options));
+    loader.map_max_entries(maps::CT_NEW, options.half_open_sets.unwrap_or(SETS));
     let loaded = match (&options.object_path, probe::EMBEDDED) {
         (Some(path), _) => {
             let object = fs::read(path).map_err(|source| AttachError::Object {

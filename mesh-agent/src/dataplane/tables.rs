@@ -195,6 +195,11 @@ impl Kernel {
         while self.config.secret == Secret::default() {
             self.config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
         }
+        let sets = self.half_open.info().map_err(|source| AttachError::Map {
+            map: maps::CT_NEW,
+            source: Box::new(source),
+        })?;
+        self.config.half_open_mask = sets.max_entries().wrapping_sub(1);
         self.config.flags = 0;
         if options.log {
             self.config.flags |= Config::LOG;

@@ -135,7 +135,7 @@ fn flows_that_resemble_each_other_spread_over_the_sets() {
             for number in 0..8 * SETS {
                 let place = Place::of(&key(number.wrapping_mul(stride)), &secret);
                 assert_ne!(place.tag(), 0);
-                sets[place.set() as usize] += 1;
+                sets[place.set(SETS - 1) as usize] += 1;
             }
             let variance: f64 = sets.iter().map(|n| (f64::from(*n) - 8.0).powi(2)).sum();
             let variance = variance / f64::from(SETS);
@@ -154,13 +154,13 @@ fn a_handshake_of_a_second_outlives_a_flood_of_one_peer() {
     let mut sets = vec![Set::default(); SETS as usize];
     let put = |sets: &mut [Set], now: u64, number: u32| {
         let place = Place::of(&key(number), &secret);
-        sets[place.set() as usize].put(place.tag(), &key(number), &entry(now));
+        sets[place.set(SETS - 1) as usize].put(place.tag(), &key(number), &entry(now));
     };
     let honest = 1_000;
     let left = |sets: &[Set]| {
         let is_left = |number: &u32| {
             let place = Place::of(&key(*number), &secret);
-            let set = &sets[place.set() as usize];
+            let set = &sets[place.set(SETS - 1) as usize];
             set.get(place.tag(), &key(*number)).is_some()
         };
         (0..honest).filter(is_left).count()
