@@ -1,3 +1,5 @@
+//! What a set remembers, where flows lie, and what a flood does to the others.
+
 extern crate std;
 
 use std::collections::BTreeSet;
