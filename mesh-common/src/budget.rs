@@ -58,9 +58,8 @@ impl Bucket {
     }
 }
 
-/// New flows of one peer, by who opens them ([`crate::Direction`]). A peer alone then takes four
-/// seconds to push others' half-open flows out of a full table, and we take one: longer than a
-/// handshake.
+/// New flows of one peer, by who opens them ([`crate::Direction`]). A peer alone then takes thirteen seconds to push half
+/// of the others' half-open flows out ([`crate::half_open::SETS`]), and we take three: longer than a handshake.
 pub const NEW_FLOWS: [Rate; 2] = [Rate::new(4_096, 4_096), Rate::new(16_384, 16_384)];
 /// ICMP errors from one peer, as many as Linux sends to one host (`icmp_msgs_per_sec`).
 pub const ICMP_ERRORS: Rate = Rate::new(1_000, 50);

@@ -2,8 +2,8 @@
 //!
 //! What is hard is that whoever floods fills this table, and every new flow of everybody else's goes through it.
 //! In an LRU hash map of the kernel a flow that is remembered costs six to seven cache misses, because another
-//! must be found that makes room. Here a look-up in vain costs one and the flow two more: the oldest
-//! of its own set makes room. Where a flow lies hangs on a secret, so nobody can choose whose flow that is.
+//! must be found that makes room. Here a look-up in vain costs one and the flow two or three more: the oldest
+//! of its own set makes room. Where a flow lies hangs on a secret, so nobody can compute whose flow that is.
 //!
 //! A set's lock (`bpf_spin_lock`, Linux 5.1) is held for whatever reads or changes a flow, so an entry never
 //! becomes another's meanwhile.
@@ -12,12 +12,15 @@ use crate::flow::{FlowEntry, FlowKey};
 
 /// Flows of a set.
 pub const WAYS: usize = 7;
-/// One peer that floods as fast as [`crate::budget::NEW_FLOWS`] lets it puts a flow into every other set each
-/// second, and takes thirteen seconds to push half of the others out.
+/// One peer that floods as fast as [`crate::budget::NEW_FLOWS`] lets it puts a flow into half of the sets each second,
+/// and takes thirteen seconds to push half of the others' flows out.
 pub const SETS: u32 = 8_192;
-/// A step of [`Set::used`], as a power of two of nanoseconds: longer than the clocks of two CPUs are apart, and
-/// so short that after two years without a restart an old flow is not taken for a young one.
+/// A step of [`Set::used`], as a power of two of nanoseconds: short beside a handshake, and so long that only after two
+/// years the count begins anew, and a flow that was left in its set passes for a young one.
 const STEP: u32 = 24;
+/// Steps by which a flow may have been seen in the future: a second, as a processor may be taken away from whoever
+/// has read the clock.
+const AHEAD: u32 = 64;
 
 /// The kernel knows it by this name, keeps user space's hands off it, and says which program forgets to
 /// unlock.
@@ -54,8 +57,14 @@ const _: () = assert!(size_of::<Set>() == 13 * 64);
 
 /// What flows are hashed by: random, and kept from everybody.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Secret(pub [u32; 10]);
+
+impl core::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
 
 /// Where a flow lies, if it is there: its tag, and below that its set. One word, which functions pass on in one
 /// register.
@@ -66,7 +75,7 @@ impl Place {
     /// NH (RFC 4418, section 5.2.2), of which two flows that are not one have the same sum with one of 2³²
     /// secrets; then a step of multiplicative hashing (Knuth, TAOCP 3, 6.4), as what is best mixed is in the middle.
     ///
-    /// Two flows with the same tag in the same set, one in 2⁴⁴, take each other's place.
+    /// Two flows with the same tag in the same set, about one pair in 2³², take each other's place.
     #[inline(always)]
     pub fn of(key: &FlowKey, secret: &Secret) -> Self {
         let words = key.words();
@@ -170,8 +179,8 @@ impl Set {
             let age = if self.tags[way] == 0 {
                 u32::MAX
             } else {
-                // Another CPU may be a step ahead.
-                now.wrapping_sub(self.used[way]).wrapping_add(1)
+                // Another CPU may be ahead.
+                now.wrapping_sub(self.used[way]).wrapping_add(AHEAD)
             };
             let candidate = u64::from(age) << 3 | way as u64;
             if candidate > oldest {

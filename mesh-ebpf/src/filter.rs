@@ -16,7 +16,7 @@ use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, CT_EST, FRAG, Scratch, scratch};
+use crate::maps::{CFG, CT_EST, FRAG, Scratch, dry_scratch, scratch};
 use crate::meta::Meta;
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
@@ -87,7 +87,7 @@ enum Seen {
 /// Leaves the facts of a packet that is not in `ct_est` for [`judge`].
 #[inline(never)]
 fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, config: &Config) -> Seen {
-    // First, because the processor then waits for both tables at once.
+    // Before anything else is looked at, so that its cache line and that of `ct_est` are fetched at once.
     let place = Place::of(key, &config.secret);
     let is_new = !half_open::may_hold(place, config);
     // The slow reader says why; the quick one leaves both to it.
@@ -177,10 +177,10 @@ pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
         return DROP;
     };
     let meta = Meta::new(ctx, 0, direction, config);
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = dry_scratch() else {
         return DROP;
     };
-    // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+    // SAFETY: the slot of this CPU for dry runs, of which there is one at a time.
     let Scratch {
         facts,
         verdict,

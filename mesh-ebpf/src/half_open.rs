@@ -16,7 +16,7 @@ use crate::maps::{CFG, CT_NEW};
 use crate::meta::Meta;
 use crate::tables;
 
-/// Whether the table may hold the flow: nearly always right, and never wrong in saying no.
+/// Whether the table may hold the flow. No is right, unless another CPU has just changed that.
 #[inline(always)]
 pub fn may_hold(place: Place, config: &Config) -> bool {
     match CT_NEW.get(place.set(config.half_open_mask)) {
@@ -33,7 +33,7 @@ fn locked(place: Place, act: impl FnOnce(&mut Set)) {
     };
     if let Some(set) = CT_NEW.get_ptr_mut(place.set(config.half_open_mask)) {
         // SAFETY: the pointer that the look-up returned; whoever else reads or changes a flow of the set waits
-        // until we have unlocked it.
+        // until we have unlocked it. [`may_hold`] does not, and reads tags alone.
         unsafe {
             let lock = (&raw mut (*set).lock).cast::<bpf_spin_lock>();
             bpf_spin_lock(lock);
@@ -56,7 +56,7 @@ pub fn find(place: Place, key: &FlowKey, state: &mut MaybeUninit<FlowState>) -> 
     found
 }
 
-/// Adds what the flow has carried so far, and says since when.
+/// Takes over what the flow has carried so far, and since when.
 #[inline(never)]
 pub fn carried(place: Place, key: &FlowKey, entry: &mut FlowEntry) -> u32 {
     locked(place, |set| {
@@ -82,7 +82,7 @@ pub fn remove(place: Place, key: &FlowKey) -> u32 {
     0
 }
 
-/// Counts a packet; adds `added` to the flags. `entry` is the flow afterwards.
+/// Counts a packet and adds the flags that it brings. `entry` is the flow afterwards.
 #[inline(never)]
 pub fn grow(
     place: Place,

@@ -77,7 +77,7 @@ pub static EVENT_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(maps::EV
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 
-/// What one packet needs between its header and its end. In a map and not on the stack, because a
+/// What one packet needs between its header and its end; but [`Asked::local`] is for the next one too. In a map and not on the stack, because a
 /// verifier forgets what it knows of a map's content: it then follows the verdict once, and not once
 /// for every way in which a packet can be read.
 pub struct Scratch {
@@ -104,9 +104,9 @@ pub struct Asked {
     pub local: Known,
 }
 
-/// Who is behind the address that was asked for last.
+/// Who is behind the near address that was asked for last.
 pub struct Known {
-    /// [`Config::identities`] of then; 0 if nobody was asked for.
+    /// [`Config::identities`] of then; 0 if nobody was asked for yet.
     pub identities: Cell<u32>,
     pub address: Cell<Address>,
     pub entry: Cell<IdentityEntry>,
@@ -116,7 +116,7 @@ pub struct Known {
 unsafe impl Sync for Asked {}
 
 impl Asked {
-    /// Word by word, or the compiler makes it a call of memset, which writes byte by byte.
+    /// All but what was noted before it is asked for, and what is for the next packet too. Word by word, or the compiler makes it a call of memset, which writes byte by byte.
     #[inline(always)]
     pub fn forget(&mut self) {
         // SAFETY: fields of a value that we hold alone.
@@ -133,12 +133,18 @@ impl Asked {
 }
 
 #[map(name = "scratch")]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
 
 /// This CPU's.
 #[inline(always)]
 pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
+}
+
+/// This CPU's for dry runs: before Linux 6.3 a packet may come in the midst of one.
+#[inline(always)]
+pub fn dry_scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(1)
 }
 
 /// An event while it is written.

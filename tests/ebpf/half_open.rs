@@ -7,7 +7,7 @@ use mesh_common::half_open::{Place, SETS, Secret, WAYS};
 use mesh_common::maps;
 use mesh_core::Direction;
 
-use crate::kernel::{Kernel, Remembered};
+use crate::kernel::Kernel;
 use crate::scene::*;
 
 /// A SYN from a port of the peer's, and the key of its flow.
@@ -178,31 +178,72 @@ fn packets_of_one_half_open_flow_on_every_cpu_are_all_counted() {
     );
 }
 
-/// The agent reads while packets of many flows come and go.
+/// The agent reads while packets of the flow come.
 #[test]
 fn no_flow_is_read_half_written() {
-    let kernel = &kernel();
+    let kernel = &mut kernel();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let dataplane = kernel.dataplane.as_ref().expect("started");
     let runner = kernel.runner();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut read = 0;
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for port in (1..=u16::MAX).cycle() {
-                runner.passes(Direction::Ingress, &syn(port));
-                if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    break;
-                }
-            }
-        });
-        for _ in 0..50 {
-            for (key, entry) in kernel.half_open() {
-                assert_eq!((key.local_port.get(), key.proto), (22, 6));
-                assert_eq!(entry.bytes[0], u64::from(entry.packets[0]) * 40);
-                assert_eq!(entry.state.rule.0, 1);
-            }
+        let writers =
+            [1, 2].map(|_| scope.spawn(|| runner.repeat(Direction::Ingress, &syn(1), 300_000)));
+        while !writers
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            let flows = dataplane.flows(Stage::HalfOpen).unwrap();
+            let [(_, entry)] = flows.as_slice() else {
+                panic!("one flow: {flows:?}");
+            };
+            assert_eq!(entry.bytes[0], u64::from(entry.packets[0]) * 40);
+            read += 1;
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    let all = kernel.flows();
-    let half_open = |flow: &Remembered| flow.stage == Stage::HalfOpen;
-    assert!(all.iter().all(half_open));
+    assert!(read > 10, "{read}");
+}
+
+#[test]
+fn a_flow_that_is_over_is_told_to_nobody() {
+    let mut kernel = kernel();
+    for port in 1..=10 {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    }
+    let told = |kernel: &mut Kernel| kernel.dataplane().flows(Stage::HalfOpen).unwrap().len();
+    assert_eq!(told(&mut kernel), 10);
+    kernel.age(60);
+    assert_eq!(told(&mut kernel), 0);
+    assert_eq!(
+        kernel.half_open().len(),
+        10,
+        "until another needs the place"
+    );
+    kernel.apply(&revoked());
+    assert_eq!(kernel.dataplane().review(&revoked()).unwrap(), []);
+}
+
+/// What a kernel takes for the header of Ethernet in front of a packet are bytes of the address.
+#[test]
+fn a_review_ends_flows_of_any_address() {
+    let mut kernel = kernel();
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let flow = kernel.flows()[0];
+    let remotes: [std::net::IpAddr; 4] = [
+        "fd00::86dd:1".parse().unwrap(),
+        "fd00::800:1".parse().unwrap(),
+        [134, 221, 0, 1].into(),
+        [8, 0, 0, 1].into(),
+    ];
+    let flows = remotes.map(|remote| {
+        let mut flow = flow;
+        flow.key.remote = remote.into();
+        flow
+    });
+    kernel.set_flows(&flows);
+    kernel.apply(&revoked());
+    assert_eq!(kernel.dataplane().review(&revoked()).unwrap().len(), 4);
+    for (_, entry) in kernel.half_open() {
+        assert_eq!(entry.state.flags, flags::DENIED);
+    }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Remembered {
 }
 
 /// Sets of half-open flows.
-const FEW: Option<u32> = Some(64);
+const FEW: Option<u32> = Some(512);
 
 pub(crate) type Table<K, V> = aya::maps::HashMap<MapData, K, V>;
 
@@ -404,9 +404,6 @@ impl Kernel {
 
     /// Flows that wait for their confirmation, or for room.
     pub(crate) fn half_open(&self) -> Vec<(FlowKey, FlowEntry)> {
-        if let Some(dataplane) = &self.dataplane {
-            return dataplane.flows(Stage::HalfOpen).unwrap();
-        }
         let sets = self.sets();
         let sets = sets.iter().map(Result::unwrap);
         sets.flat_map(|set| set.flows().collect::<Vec<_>>())

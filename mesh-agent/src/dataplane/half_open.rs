@@ -10,9 +10,11 @@ use mesh_common::half_open::Set;
 
 use crate::sys;
 
-pub(super) fn flows(sets: &MapData) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
+/// Those that are not over at this time: what is over lies there until another needs the place.
+pub(super) fn flows(sets: &MapData, now: u64) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
     let mut flows = Vec::new();
-    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows()))?;
+    let stands = |(key, entry): &(FlowKey, FlowEntry)| !entry.state.is_expired(key.proto, now);
+    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows().filter(stands)))?;
     Ok(flows)
 }
 
@@ -21,7 +23,9 @@ pub(super) const REVOKE: &str = "revoke";
 
 /// Gives the flow the tombstone that its next packet would leave. `revoke` is the program [`REVOKE`].
 pub(super) fn end(revoke: &SchedClassifier, key: &FlowKey) -> Result<(), ProgramError> {
-    let packet = key.bytes();
+    // Newer kernels take the first bytes for a header of Ethernet, and want as much behind it as it promises.
+    let mut packet = [0; 64];
+    packet[..size_of::<FlowKey>()].copy_from_slice(&key.bytes());
     let run = TestRunOptions {
         data_in: Some(&packet),
         ..TestRunOptions::default()

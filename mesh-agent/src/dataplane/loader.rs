@@ -112,7 +112,7 @@ impl Dataplane {
                 program: "ticks",
                 source: Box::new(source),
             })?;
-        // So that nobody learns when a policy changes that it cannot be loaded.
+        // Now, so that a kernel that refuses it does so here and not at the first change of policy.
         classifier(&mut ebpf, REVOKE)?;
         let failed = |program| failed(program, interface);
         let earlier = folder

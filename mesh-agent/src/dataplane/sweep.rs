@@ -10,9 +10,9 @@ use aya::maps::{HashMap, MapData};
 use mesh_common::budget::PeerFreed;
 use mesh_common::flow::{FlowEntry, FlowKey};
 
+use super::clock;
 use super::tables::{ApplyError, Kernel};
 use super::walk::bounded;
-use super::{clock, half_open};
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;
@@ -21,7 +21,7 @@ const GRACE: u64 = 5_000_000_000;
 type Held = BTreeMap<u32, [u32; 2]>;
 
 impl Kernel {
-    /// Returns how many flows stand.
+    /// Returns how many established flows stand. Half-open ones that do not are the first to make room.
     pub(super) fn sweep(&mut self) -> Result<usize, ApplyError> {
         let now = clock::now();
         // Before the flows: one that comes in between is counted twice until the next round, and not
@@ -30,7 +30,6 @@ impl Kernel {
         let loads = loads.map_err(ApplyError::at("read what peers hold"))?;
         let mut held = Held::new();
         let established = sweep(&mut self.established, now, &mut held)?;
-        let half_open = self.half_open(now)?;
         for (peer, load) in loads {
             let Some(held) = held.get(&peer) else {
                 if load.is_idle(now) {
@@ -45,16 +44,7 @@ impl Kernel {
             let freed = |way: usize| load.added[way].wrapping_sub(held[way]);
             self.free(peer, [freed(0), freed(1)])?;
         }
-        Ok(established + half_open)
-    }
-
-    /// How many half-open flows stand. Those that do not are the first to make room.
-    fn half_open(&self, now: u64) -> Result<usize, ApplyError> {
-        let flows = half_open::flows(&self.half_open).map_err(ApplyError::at("read a flow"))?;
-        let stand = flows
-            .iter()
-            .filter(|(key, entry)| !is_over(key, entry, now));
-        Ok(stand.count())
+        Ok(established)
     }
 
     fn free(&mut self, peer: u32, freed: [u32; 2]) -> Result<(), ApplyError> {
@@ -62,10 +52,6 @@ impl Kernel {
             .insert(peer, PeerFreed { freed }, 0)
             .map_err(ApplyError::at("write what a peer no longer holds"))
     }
-}
-
-fn is_over(key: &FlowKey, entry: &FlowEntry, now: u64) -> bool {
-    entry.state.is_expired(key.proto, now.wrapping_sub(GRACE))
 }
 
 fn sweep(
@@ -77,7 +63,7 @@ fn sweep(
     let mut stand = 0;
     for flow in bounded(flows) {
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
-        if is_over(&key, &entry, now) {
+        if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
             over.push(key);
         } else {
             stand += 1;

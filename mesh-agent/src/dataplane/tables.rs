@@ -13,7 +13,6 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
 };
-use aya::programs::ProgramError;
 use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
@@ -51,8 +50,6 @@ pub enum ApplyError {
     /// The policy is loaded, and programs of another layout still filter under the one before.
     #[error("take over from another layout's programs")]
     TakeOver(#[source] anyhow::Error),
-    #[error("end a half-open flow that is no longer allowed")]
-    Revoke(#[source] ProgramError),
     #[error(transparent)]
     Load(AttachError),
     #[error("count the CPUs")]
@@ -191,7 +188,7 @@ impl Kernel {
         if first && self.config.generation == 0 && self.established.keys().next().is_none() {
             self.config.pickup_until = clock::now() + PICKUP;
         }
-        // Those that are there already lie by it.
+        // Drawn once for a table: by it lie the flows that are there already.
         while self.config.secret == Secret::default() {
             self.config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
         }

@@ -1,6 +1,6 @@
 //! Reads whole tables of the kernel: flows, denials.
 //!
-//! A walk asks for one key after the other while packets change the table, and starts again from the
+//! A walk of a hash table asks for one key after the other while packets change the table, and starts again from the
 //! front when the key that it stands on has gone. So it is bounded: under a flood it misses some and
 //! sees others twice, and ends.
 
@@ -10,15 +10,15 @@ use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_core::dataplane::Tables;
 
-use super::half_open;
 use super::tables::{ApplyError, Kernel};
+use super::{clock, half_open};
 
 impl Kernel {
     /// What one of the two tables of flows holds.
     pub(super) fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let flows = match stage {
             Stage::Established => bounded(&self.established).collect(),
-            Stage::HalfOpen => half_open::flows(&self.half_open),
+            Stage::HalfOpen => half_open::flows(&self.half_open, clock::now()),
         };
         flows.map_err(ApplyError::at("read a flow"))
     }
@@ -46,10 +46,15 @@ impl Kernel {
             // Gone already is as good.
             let _ = self.established.insert(key, entry, ONLY_THERE);
         }
-        let half_open = half_open::flows(&self.half_open).map_err(ApplyError::at("read a flow"))?;
+        let half_open = half_open::flows(&self.half_open, clock::now())
+            .map_err(ApplyError::at("read a flow"))?;
         let half_open = self.ended(half_open.into_iter().map(Ok), tables)?;
-        for (key, _) in &half_open {
-            half_open::end(revoke, key).map_err(ApplyError::Revoke)?;
+        // Without its tombstone a flow ends by its next packet.
+        let mut unmarked = half_open
+            .iter()
+            .filter_map(|(key, _)| half_open::end(revoke, key).err());
+        if let Some(error) = unmarked.next_back() {
+            tracing::warn!(%error, "mark half-open flows that are no longer allowed");
         }
         ended.extend(half_open);
         Ok(ended)

@@ -161,8 +161,9 @@ pub(crate) fn locked_values<T: Pod + Default>(
             elem_flags: BPF_F_LOCK,
             flags: 0,
         };
-        // SAFETY: keys and positions are four bytes, and values as large as a `T`, which any bytes make one;
-        // the kernel writes at most `count` of each, and all outlive the call.
+        // SAFETY: keys and positions are four bytes, and values as large as a `T`, which any bytes make one: by
+        // BPF_F_LOCK the kernel takes only maps whose values have a lock, and those have one value for all CPUs. It
+        // writes at most `count` of each, and all outlive the call.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

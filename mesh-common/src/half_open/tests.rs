@@ -94,8 +94,8 @@ fn the_flow_that_was_quiet_for_longest_makes_room() {
         assert_eq!(set.get(2, &key(1)), None);
         // One that is gone makes room before one that stands.
         set.remove(5, &key(4));
-        // Another CPU has seen it, whose clock is a tick of 10 ms ahead.
-        set.put(101, &key(101), &entry(start + 10 * SECOND + 10_000_000));
+        // Another CPU has seen it, whose clock is ahead.
+        set.put(101, &key(101), &entry(start + 10 * SECOND + 500_000_000));
         set.put(102, &key(102), &entry(start + 10 * SECOND));
         let left: BTreeSet<_> = set.flows().map(|(key, _)| key).collect();
         let wanted = [0, 3, 5, 6, 100, 101, 102].map(key);
