@@ -35,8 +35,7 @@ impl IdentityEntry {
         flags: 0,
         peer: 0,
     };
-    /// The address is this node's own: a packet from the mesh never has it as its source, and a
-    /// packet to it never arrives on another interface.
+    /// The address is this node's own: a packet from the mesh never has it as its source.
     pub const LOCAL: u32 = 1;
 
     #[inline(always)]

@@ -11,7 +11,7 @@ use crate::half_open::{self, Secret};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -145,7 +145,10 @@ pub struct Config {
     pub identities: u32,
     /// Sets of `ct_new`, a power of two, less one.
     pub half_open_mask: u32,
-    pub spare: [u32; 11],
+    /// The node's own addresses, which nobody but the mesh may send to.
+    pub own_v4: Address,
+    pub own_v6: Address,
+    pub spare: [u32; 3],
 }
 
 impl Config {

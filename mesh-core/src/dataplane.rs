@@ -16,6 +16,7 @@ use mesh_common::verdict::{policy_port, precedence};
 use mesh_common::{Address, Direction, DropReason, IdentityEntry, PolicyEntry, PolicyKey, tcp};
 
 use crate::netmap::Netmap;
+use crate::node::Addresses;
 use crate::{Identity, RuleId};
 
 mod rows;
@@ -41,14 +42,19 @@ pub struct Settings {
     /// Greatest MSS of a SYN, by family; 0 leaves it alone.
     pub mss_v4: u16,
     pub mss_v6: u16,
+    /// The node's own addresses, which no other interface may receive packets for.
+    pub own_v4: Address,
+    pub own_v6: Address,
 }
 
 impl Settings {
-    /// `mtu` is the mesh device's.
-    pub fn for_mtu(mtu: u16) -> Self {
+    /// `own` are the node's addresses, and `mtu` is the mesh device's.
+    pub fn new(own: Addresses, mtu: u16) -> Self {
         Self {
             mss_v4: tcp::max_mss(mtu, false),
             mss_v6: tcp::max_mss(mtu, true),
+            own_v4: IpAddr::from(own.v4).into(),
+            own_v6: IpAddr::from(own.v6).into(),
         }
     }
 }
@@ -85,7 +91,7 @@ impl Tables {
             identities,
             rules: rows.values().map(|entry| entry.rule).collect(),
             rows,
-            settings: Settings::for_mtu(mtu),
+            settings: Settings::new(local, mtu),
         }
     }
 
@@ -154,14 +160,6 @@ impl Tables {
             ))
         };
         precedence(ask(remote.identity), ask(Identity::ANY)).0
-    }
-
-    /// The node's own addresses, which no other interface may receive packets for.
-    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.identities
-            .iter()
-            .filter(|(_, entry)| entry.is_local())
-            .map(|(prefix, _)| prefix.address.into())
     }
 }
 

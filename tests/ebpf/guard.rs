@@ -6,6 +6,8 @@ use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Be16, DropReason};
 
 use mesh_core::Direction::Ingress;
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
 use mesh_core::{Identity, RuleId};
 
 use crate::packet::{Body, Packet};
@@ -55,6 +57,20 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
     let mut arp = frame("192.168.1.2", "100.64.0.1");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(guard(&arp), NEXT);
+}
+
+#[test]
+fn the_guard_knows_the_addresses_that_the_node_has_now() {
+    let mut kernel = kernel();
+    let mut moved = netmap();
+    moved.me.addresses.v4 = [100, 64, 0, 9].into();
+    kernel.apply(&Tables::of(&moved, MTU));
+    let guard = |destination| {
+        let frame = frame("192.168.1.2", destination);
+        kernel.run_program("guard", &frame, 1).0
+    };
+    assert_eq!(guard("100.64.0.1"), NEXT);
+    assert_eq!(guard("100.64.0.9"), DROP);
 }
 
 #[test]

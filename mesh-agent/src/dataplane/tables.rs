@@ -166,9 +166,18 @@ impl Kernel {
             identities.insert(Prefix { len, address }, entry);
         }
         let rules = self.rule_ctr.keys().map(|rule| rule.map(RuleId));
+        let Config {
+            mss_v4,
+            mss_v6,
+            own_v4,
+            own_v6,
+            ..
+        } = self.config;
         let settings = Settings {
-            mss_v4: self.config.mss_v4,
-            mss_v6: self.config.mss_v6,
+            mss_v4,
+            mss_v6,
+            own_v4,
+            own_v6,
         };
         self.observed = Tables::unreadable(identities, rules.collect::<Result<_, _>>()?, settings);
         Ok(())
@@ -246,8 +255,19 @@ impl Kernel {
                     self.observed.rules.remove(rule);
                 }
                 TableOp::Set(settings) => {
-                    self.config.mss_v4 = settings.mss_v4;
-                    self.config.mss_v6 = settings.mss_v6;
+                    let Settings {
+                        mss_v4,
+                        mss_v6,
+                        own_v4,
+                        own_v6,
+                    } = *settings;
+                    self.config = Config {
+                        mss_v4,
+                        mss_v6,
+                        own_v4,
+                        own_v6,
+                        ..self.config
+                    };
                     self.observed.settings = *settings;
                 }
             }

@@ -14,6 +14,7 @@ use mesh_common::{
 };
 use mesh_core::dataplane::{Settings, Tables};
 use mesh_core::desired::MTU;
+use mesh_core::node::Addresses;
 
 use super::Row;
 use super::setup::Bench;
@@ -78,7 +79,7 @@ fn tables(world: World) -> Tables {
         peer: 2 + index,
     };
     let mut tables = Tables {
-        settings: Settings::for_mtu(MTU),
+        settings: Settings::new(Addresses { v4: ME, v6: ME_V6 }, MTU),
         ..Tables::default()
     };
     tables.identities.insert(host(ME.into()), own);
