@@ -34,6 +34,7 @@ mod usage;
 mod walk;
 
 pub use error::AttachError;
+pub use half_open::all as half_open_flows;
 pub use loader::{Dataplane, Foreign, Options};
 pub use mesh_common::event::{EventKind, FlowEvent};
 pub use tables::ApplyError;

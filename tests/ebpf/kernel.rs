@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::SchedClassifier;
 use aya::{TestRun, TestRunOptions};
-use mesh_agent::dataplane::{Dataplane, EventKind, FlowEvent, Options};
+use mesh_agent::dataplane::{Dataplane, EventKind, FlowEvent, Options, half_open_flows};
 use mesh_common::DropReason;
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey};
@@ -404,10 +404,8 @@ impl Kernel {
 
     /// Flows that wait for their confirmation, or for room.
     pub(crate) fn half_open(&self) -> Vec<(FlowKey, FlowEntry)> {
-        let sets = self.sets();
-        let sets = sets.iter().map(Result::unwrap);
-        sets.flat_map(|set| set.flows().collect::<Vec<_>>())
-            .collect()
+        let sets = MapData::from_pin(self.pin(maps::CT_NEW)).unwrap();
+        half_open_flows(&sets).unwrap()
     }
 
     fn sets(&self) -> Array<MapData, Set> {

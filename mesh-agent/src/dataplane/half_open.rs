@@ -10,11 +10,17 @@ use mesh_common::half_open::Set;
 
 use crate::sys;
 
-/// Those that are not over at this time: what is over lies there until another needs the place.
-pub(super) fn flows(sets: &MapData, now: u64) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
+/// All that lie there. What is over does until another needs the place.
+pub fn all(sets: &MapData) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
     let mut flows = Vec::new();
-    let stands = |(key, entry): &(FlowKey, FlowEntry)| !entry.state.is_expired(key.proto, now);
-    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows().filter(stands)))?;
+    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows()))?;
+    Ok(flows)
+}
+
+/// Those that are not over at this time.
+pub(super) fn flows(sets: &MapData, now: u64) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
+    let mut flows = all(sets)?;
+    flows.retain(|(key, entry)| !entry.state.is_expired(key.proto, now));
     Ok(flows)
 }
 
