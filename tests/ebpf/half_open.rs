@@ -73,6 +73,76 @@ fn the_oldest_flow_of_a_full_set_makes_room() {
     assert_eq!(in_set(&kernel), wanted);
 }
 
+/// A step of the times by which flows of a set make room.
+const STEP: u64 = 1 << 24;
+
+/// Ports whose flows share a set. The first seven are there, seen one step after the other from an even one; and
+/// the time of the last.
+fn full_set(kernel: &mut Kernel) -> (Vec<u16>, u64) {
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
+    let first = kernel.half_open()[0].0;
+    let ports = neighbours(kernel, &first);
+    let start = kernel.now() / STEP / 2 * 2 * STEP;
+    for (nth, port) in (0..).zip(&ports[..7]) {
+        see(kernel, start + nth * STEP, *port);
+    }
+    (ports, start + 6 * STEP)
+}
+
+fn see(kernel: &mut Kernel, now: u64, port: u16) {
+    kernel.at(now, |kernel| {
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    });
+}
+
+#[test]
+fn all_flows_of_a_full_set_are_found() {
+    let mut kernel = kernel();
+    let (ports, _) = full_set(&mut kernel);
+    for port in &ports[..7] {
+        let answer = tcp_between(PEER, [*port, 22], Direction::Egress, SYN_ACK);
+        assert_eq!(kernel.outcome(Direction::Egress, &answer), PASS);
+    }
+}
+
+#[test]
+fn flows_make_room_in_the_order_in_which_they_came() {
+    let mut kernel = kernel();
+    let (ports, last) = full_set(&mut kernel);
+    for (nth, port) in (1..).zip(&ports[7..10]) {
+        see(&mut kernel, last + nth * STEP, *port);
+    }
+    let there = keys(&kernel);
+    for port in &ports[..3] {
+        assert!(!there.contains(port));
+    }
+    assert!(there.is_superset(&ports[3..10].iter().copied().collect()));
+}
+
+#[test]
+fn a_step_later_is_younger() {
+    let mut kernel = kernel();
+    let (ports, last) = full_set(&mut kernel);
+    let start = last + 2 * STEP;
+    for (nth, port) in (0..).zip(ports[..7].iter().rev()) {
+        see(&mut kernel, start + nth * STEP, *port);
+    }
+    see(&mut kernel, start + 7 * STEP, ports[7]);
+    assert!(!keys(&kernel).contains(&ports[6]));
+    assert!(keys(&kernel).contains(&ports[5]));
+}
+
+#[test]
+fn a_flow_of_the_next_second_is_young_and_one_beyond_is_old() {
+    for (ahead, stays) in [(64, true), (65, false)] {
+        let mut kernel = kernel();
+        let (ports, last) = full_set(&mut kernel);
+        see(&mut kernel, last + ahead * STEP, ports[6]);
+        see(&mut kernel, last, ports[7]);
+        assert_eq!(keys(&kernel).contains(&ports[6]), stays, "{ahead} steps");
+    }
+}
+
 #[test]
 fn a_review_ends_half_open_flows_and_tells_of_each_once() {
     let mut kernel = kernel();
