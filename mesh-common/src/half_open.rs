@@ -55,55 +55,6 @@ struct Flow {
 
 const _: () = assert!(size_of::<Set>() == 13 * 64);
 
-/// What flows are hashed by: random, and kept from everybody.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Secret(pub [u32; 10]);
-
-impl core::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-/// Where a flow lies, if it is there: its tag, and below that its set. One word, which functions pass on in one
-/// register.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place(u64);
-
-impl Place {
-    /// NH (RFC 4418, section 5.2.2), of which two flows that are not one have the same sum with one of 2³²
-    /// secrets; then a step of multiplicative hashing (Knuth, TAOCP 3, 6.4), as what is best mixed is in the middle.
-    ///
-    /// Two flows with the same tag in the same set, about one pair in 2³², take each other's place.
-    #[inline(always)]
-    pub fn of(key: &FlowKey, secret: &Secret) -> Self {
-        let words = key.words();
-        let mut hash = 0_u64;
-        let mut pair = 0;
-        while pair < words.len() {
-            let a = words[pair].wrapping_add(secret.0[pair]);
-            let b = words[pair + 1].wrapping_add(secret.0[pair + 1]);
-            hash = hash.wrapping_add(u64::from(a).wrapping_mul(u64::from(b)));
-            pair += 2;
-        }
-        hash = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self(hash >> 16 | 1 << 47)
-    }
-
-    /// Among sets whose number is a power of two, and one more than `mask`.
-    #[inline(always)]
-    pub const fn set(self, mask: u32) -> u32 {
-        self.0 as u32 & mask
-    }
-
-    /// Never 0.
-    #[inline(always)]
-    pub const fn tag(self) -> u32 {
-        (self.0 >> 16) as u32
-    }
-}
-
 impl Default for Set {
     fn default() -> Self {
         let nobody = Flow {

@@ -7,7 +7,8 @@ use crate::addr::Prefix;
 use crate::budget::{Bucket, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey, EventKind};
 use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
-use crate::half_open::{self, Secret};
+use crate::half_open;
+use crate::place::Secret;
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.

@@ -9,9 +9,9 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::TcContext;
 use mesh_common::event::{EventKind, Explanation};
 use mesh_common::flow::{FlowKey, FragmentEntry};
-use mesh_common::half_open::Place;
 use mesh_common::maps::Config;
 use mesh_common::packet::{self, Fragment, Kind};
+use mesh_common::place::Place;
 use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 

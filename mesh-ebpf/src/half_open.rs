@@ -9,8 +9,9 @@ use aya_ebpf::bindings::bpf_spin_lock;
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use mesh_common::Verdict;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
-use mesh_common::half_open::{Place, Set};
+use mesh_common::half_open::Set;
 use mesh_common::maps::Config;
+use mesh_common::place::Place;
 
 use crate::maps::{CFG, CT_NEW};
 use crate::meta::Meta;

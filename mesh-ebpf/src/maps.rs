@@ -10,8 +10,9 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
-use mesh_common::half_open::{Place, SETS, Set};
+use mesh_common::half_open::{SETS, Set};
 use mesh_common::maps::{self, Config, Count};
+use mesh_common::place::Place;
 use mesh_common::{Address, Facts, Identity, IdentityEntry, Verdict};
 
 #[map(name = "cfg")]

@@ -11,8 +11,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{self, ICMP_ERRORS, PeerLoad};
 use mesh_common::event::PEER_RATE;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
-use mesh_common::half_open::Place;
 use mesh_common::maps::Config;
+use mesh_common::place::Place;
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
 use mesh_common::verdict::{Lookup, STICKY, rate};
 use mesh_common::{

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use mesh_common::flow::{FlowKey, Stage, flags};
-use mesh_common::half_open::{Place, SETS, Secret, WAYS};
+use mesh_common::half_open::{SETS, WAYS};
 use mesh_common::maps;
+use mesh_common::place::{Place, Secret};
 use mesh_core::Direction;
 
 use crate::kernel::Kernel;

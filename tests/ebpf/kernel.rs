@@ -11,8 +11,9 @@ use mesh_common::DropReason;
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, Stage};
-use mesh_common::half_open::{Place, SETS, Set};
+use mesh_common::half_open::{SETS, Set};
 use mesh_common::maps::{self, Config, Count};
+use mesh_common::place::Place;
 use mesh_core::Direction;
 use mesh_core::dataplane::Tables;
 

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 20] = [
+const SOURCES: [&str; 21] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -24,6 +24,7 @@ const SOURCES: [&str; 20] = [
     "mesh-common/src/packet/quoted.rs",
     "mesh-common/src/packet/transport.rs",
     "mesh-common/src/packet/usual.rs",
+    "mesh-common/src/place.rs",
     "mesh-common/src/policy.rs",
     "mesh-common/src/policy/bucket.rs",
     "mesh-common/src/policy/row.rs",

@@ -1,30 +1,17 @@
-//! What a set remembers, where flows lie, and what a flood does to the others.
+//! What a set remembers, and what a flood does to the others.
 
 extern crate std;
 
 use std::collections::BTreeSet;
+use std::vec;
 use std::vec::Vec;
-use std::{array, vec};
 
 use super::*;
 use crate::flow::FlowState;
-use crate::packet::proto;
-use crate::{Address, Be16};
+use crate::place::Place;
+use crate::place::tests::{key, secret};
 
 const SECOND: u64 = 1_000_000_000;
-
-/// Flows from one address, told apart by their ports.
-fn key(number: u32) -> FlowKey {
-    FlowKey {
-        remote: Address::from_v4_word(0x6440_0002_u32.to_be()),
-        local: Address::from_v4_word(0x6440_0001_u32.to_be()),
-        remote_port: Be16::new(number as u16),
-        local_port: Be16::new((number >> 16) as u16),
-        proto: proto::TCP,
-        pad: 0,
-        pad2: 0,
-    }
-}
 
 fn entry(last_seen: u64) -> FlowEntry {
     FlowEntry {
@@ -34,14 +21,6 @@ fn entry(last_seen: u64) -> FlowEntry {
         },
         ..FlowEntry::default()
     }
-}
-
-fn secret(seed: u32) -> Secret {
-    let mut state = seed;
-    Secret(array::from_fn(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state
-    }))
 }
 
 #[test]
@@ -100,52 +79,6 @@ fn the_flow_that_was_quiet_for_longest_makes_room() {
         let left: BTreeSet<_> = set.flows().map(|(key, _)| key).collect();
         let wanted = [0, 3, 5, 6, 100, 101, 102].map(key);
         assert_eq!(left, BTreeSet::from(wanted), "from {start}");
-    }
-}
-
-#[test]
-fn every_word_of_a_key_and_of_the_secret_moves_a_flow() {
-    let base = Place::of(&key(0), &secret(1));
-    for word in 0..10 {
-        let mut other = secret(1);
-        other.0[word] ^= 1;
-        assert_ne!(
-            Place::of(&key(0), &other),
-            base,
-            "word {word} of the secret"
-        );
-    }
-    let mut keys = vec![key(0); 5];
-    keys[0].remote = Address::from_v4_word(3);
-    keys[1].local = Address::from_v4_word(3);
-    keys[2].remote_port = Be16::new(1);
-    keys[3].local_port = Be16::new(1);
-    keys[4].proto = proto::UDP;
-    for key in keys {
-        assert_ne!(Place::of(&key, &secret(1)), base, "{key:?}");
-    }
-}
-
-/// As balls thrown at random would lie: 65,536 of them in 8,192 sets are 8 ± 2.83 in each.
-#[test]
-fn flows_that_resemble_each_other_spread_over_the_sets() {
-    for seed in 0..64 {
-        let secret = secret(seed);
-        // Ports counted up, and ports whose distance is a power of two.
-        for stride in [1, 8, 0x1_0000, 0x11] {
-            let mut sets = vec![0_u32; SETS as usize];
-            for number in 0..8 * SETS {
-                let place = Place::of(&key(number.wrapping_mul(stride)), &secret);
-                assert_ne!(place.tag(), 0);
-                sets[place.set(SETS - 1) as usize] += 1;
-            }
-            let variance: f64 = sets.iter().map(|n| (f64::from(*n) - 8.0).powi(2)).sum();
-            let variance = variance / f64::from(SETS);
-            assert!(
-                variance < 20.0,
-                "{variance} with stride {stride}, seed {seed}"
-            );
-        }
     }
 }
 
