@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use initramfs::stripped;
 pub use kernel::Kernel;
+pub use qemu::Clock;
 pub use run::tool;
 
 use initramfs::Tree;
@@ -133,6 +134,7 @@ pub const RELEASE_FOLDER: &str = "/mesh/bin";
 /// What a machine is given to run.
 #[derive(Debug)]
 pub struct Guest {
+    pub clock: Clock,
     pub steps: Vec<Step>,
     /// Where each goes inside, and where it lies; one of them is `/init`.
     pub programs: Vec<(String, PathBuf)>,
@@ -224,6 +226,7 @@ impl Guest {
             .map(|step| step.limit_seconds)
             .sum::<u64>();
         Machine {
+            clock: self.clock,
             image: &kernel.image,
             initramfs: &initramfs,
             log: &cache.join(format!("{}.log", kernel.release)),

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use mesh_tests::vm::{Guest, RELEASE_FOLDER, owned, plan::Step, stripped, tool};
+use mesh_tests::vm::{Clock, Guest, RELEASE_FOLDER, owned, plan::Step, stripped, tool};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
@@ -149,6 +149,7 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
         programs.push((format!("{RELEASE_FOLDER}/{name}"), release.join(name)));
     }
     let guest = Guest {
+        clock: Clock::Host,
         steps,
         programs,
         files: cases()?,
