@@ -19,16 +19,12 @@ use crate::{events, stats};
 pub fn run(ctx: &TcContext) -> i32 {
     // SAFETY: a field of the context that the kernel lets classifiers read.
     let protocol = unsafe { (*ctx.skb.skb).protocol } as u16;
-    let Some(config) = CFG.get(0) else {
-        return NEXT;
-    };
     // Relative to the network header: this serves Ethernet, PPP and tunnels alike.
-    let (source, destination, own) = match u16::from_be(protocol) {
+    let (source, destination) = match u16::from_be(protocol) {
         0x0800 => match load::<[u32; 2]>(ctx, 12) {
             Some([source, destination]) => (
                 Address::from_v4_word(source),
                 Address::from_v4_word(destination),
-                &config.own_v4,
             ),
             None => return NEXT,
         },
@@ -36,13 +32,20 @@ pub fn run(ctx: &TcContext) -> i32 {
             Some([source, destination]) => (
                 Address::from_words(source),
                 Address::from_words(destination),
-                &config.own_v6,
             ),
             None => return NEXT,
         },
         _ => return NEXT,
     };
+    let Some(config) = CFG.get(0) else {
+        return DROP;
+    };
     // Two addresses and no table of them: whatever else the host receives pays for this too.
+    let own = if destination.is_mapped() {
+        &config.own_v4
+    } else {
+        &config.own_v6
+    };
     if !destination.is_same(own) {
         return NEXT;
     }

@@ -10,6 +10,7 @@ use mesh_core::dataplane::Tables;
 use mesh_core::desired::MTU;
 use mesh_core::{Identity, RuleId};
 
+use crate::kernel::Kernel;
 use crate::packet::{Body, Packet};
 use crate::scene::*;
 
@@ -50,6 +51,8 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
         ("2001:db8::1", "fd00:a:b:c:d:e:f:2", NEXT),
         ("2001:db8::1", "fd00:a:b:c:d:e:f:9", NEXT),
         ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", NEXT),
+        // A translator on the host might make IPv4 of it.
+        ("2001:db8::1", "::ffff:100.64.0.1", DROP),
     ] {
         let outcome = guard(&frame(source, destination));
         assert_eq!(outcome, expected, "{source} to {destination}");
@@ -64,13 +67,26 @@ fn the_guard_knows_the_addresses_that_the_node_has_now() {
     let mut kernel = kernel();
     let mut moved = netmap();
     moved.me.addresses.v4 = [100, 64, 0, 9].into();
+    moved.me.addresses.v6 = "fd00:a:b:c:d:e:f:9".parse().unwrap();
     kernel.apply(&Tables::of(&moved, MTU));
-    let guard = |destination| {
-        let frame = frame("192.168.1.2", destination);
-        kernel.run_program("guard", &frame, 1).0
+    let check = |kernel: &Kernel| {
+        for (source, destination, expected) in [
+            ("192.168.1.2", "100.64.0.1", NEXT),
+            ("192.168.1.2", "100.64.0.9", DROP),
+            ("2001:db8::1", "fd00:a:b:c:d:e:f:1", NEXT),
+            ("2001:db8::1", "fd00:a:b:c:d:e:f:9", DROP),
+        ] {
+            let outcome = kernel
+                .run_program("guard", &frame(source, destination), 1)
+                .0;
+            assert_eq!(outcome, expected, "{source} to {destination}");
+        }
     };
-    assert_eq!(guard("100.64.0.1"), NEXT);
-    assert_eq!(guard("100.64.0.9"), DROP);
+    check(&kernel);
+    // The next agent has not heard of its coordinator yet.
+    kernel.kill();
+    kernel.start();
+    check(&kernel);
 }
 
 #[test]

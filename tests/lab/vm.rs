@@ -230,7 +230,8 @@ impl Guest {
             image: &kernel.image,
             initramfs: &initramfs,
             log: &cache.join(format!("{}.log", kernel.release)),
-            // A little for init itself; it ends each step in time unless the kernel hangs.
+            // A little for init itself; it ends each step in time unless the kernel hangs, or its clock goes slower
+            // than ours.
             limit: Duration::from_secs(limit + 30),
         }
         .run(hear)

@@ -12,15 +12,20 @@ use crate::sys;
 
 /// All that lie there. What is over does until another needs the place.
 pub fn all(sets: &MapData) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
-    let mut flows = Vec::new();
-    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows()))?;
-    Ok(flows)
+    read(sets, |_| true)
 }
 
 /// Those that are not over at this time.
 pub(super) fn flows(sets: &MapData, now: u64) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
-    let mut flows = all(sets)?;
-    flows.retain(|(key, entry)| !entry.state.is_expired(key.proto, now));
+    read(sets, |(key, entry)| !entry.state.is_expired(key.proto, now))
+}
+
+fn read(
+    sets: &MapData,
+    wanted: impl Fn(&(FlowKey, FlowEntry)) -> bool,
+) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
+    let mut flows = Vec::new();
+    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows().filter(&wanted)))?;
     Ok(flows)
 }
 
