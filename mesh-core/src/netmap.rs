@@ -134,3 +134,10 @@ pub struct Rule {
     /// One line of text: `accept tag:operator -> tag:node:22`.
     pub summary: String,
 }
+
+impl Rule {
+    /// As an editor opens it: `policy.hujson:12`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
+}

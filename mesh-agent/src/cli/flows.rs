@@ -52,11 +52,10 @@ fn line(record: &v1::FlowRecord) -> String {
         };
         format!("{who}:{}", end.port)
     };
-    let why = match (record.reason.as_str(), record.line) {
-        ("", 0) => String::new(),
-        ("", line) => format!("  policy:{line}"),
-        (reason, 0) => format!("  {reason}"),
-        (reason, line) => format!("  {reason}, policy:{line}"),
+    let why = match (record.reason.as_str(), record.place.as_str()) {
+        ("", "") => String::new(),
+        (one, "") | ("", one) => format!("  {one}"),
+        (reason, place) => format!("  {reason}, {place}"),
     };
     format!(
         "{time} {:9}  {} > {} {}  {}/{} B  {}/{} packets{why}",
@@ -108,12 +107,12 @@ mod tests {
             source: end("sandbox", 40_000),
             destination: end("node", 22),
             reason: "denied by rule".to_owned(),
-            line: 12,
+            place: "policy.hujson:12".to_owned(),
             packets: 3,
             bytes: 180,
             ..v1::FlowRecord::default()
         };
-        insta::assert_snapshot!(line(&record), @"01:01:01.250 denied     sandbox:40000 > node:22 tcp  180/0 B  3/0 packets  denied by rule, policy:12");
+        insta::assert_snapshot!(line(&record), @"01:01:01.250 denied     sandbox:40000 > node:22 tcp  180/0 B  3/0 packets  denied by rule, policy.hujson:12");
         let lost = v1::FlowRecord {
             kind: "lost".to_owned(),
             reason: "denied".to_owned(),

@@ -200,6 +200,7 @@ pub(super) fn counters_json(counters: &v1::CountersResponse) -> Value {
         "rules": counters.rules.iter().map(|counter| json!({
             "rule": counter.rule,
             "line": counter.line,
+            "policy": counter.place,
             "summary": counter.summary,
             "packets": counter.packets,
             "bytes": counter.bytes,
@@ -218,7 +219,7 @@ pub(super) fn counters(counters: &v1::CountersResponse) -> Vec<String> {
     });
     let rules = counters.rules.iter().map(|counter| {
         [
-            format!("line {}", counter.line),
+            counter.place.clone(),
             counter.summary.clone(),
             counter.packets.to_string(),
             bytes(counter.bytes),

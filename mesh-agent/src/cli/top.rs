@@ -107,7 +107,7 @@ fn lines(
     let rules = rules.iter().filter(|rule| rule.packets > 0).take(ROWS);
     let rules = rules.map(|rule| {
         [
-            format!("policy:{}", rule.line),
+            rule.place.clone(),
             rule.summary.clone(),
             rule.packets.to_string(),
             format!("{}/s", rate(format!("rule {}", rule.rule))),

@@ -88,9 +88,9 @@ fn lines(answer: &v1::WhyResponse) -> Vec<String> {
             true => "allowed".to_owned(),
             false => format!("denied: {}", judgement.reason),
         };
-        let rule = match judgement.line {
-            0 => String::new(),
-            line => format!("  policy:{line} {}", judgement.summary),
+        let rule = match judgement.place.as_str() {
+            "" => String::new(),
+            place => format!("  {place} {}", judgement.summary),
         };
         lines.push(format!("{who}  {verdict}{rule}"));
         if !judgement.help.is_empty() && who == "kernel" {
@@ -114,6 +114,7 @@ fn answer_json(answer: &v1::WhyResponse) -> Value {
             "help": judgement.help,
             "rule": judgement.rule,
             "line": judgement.line,
+            "policy": (!judgement.place.is_empty()).then_some(&judgement.place),
             "summary": judgement.summary,
         })
     };

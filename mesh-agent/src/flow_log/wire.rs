@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_api::v1;
 use mesh_core::flow::{Described, End};
+use mesh_core::netmap::Rule;
 use serde_json::{Value, json as value};
 
 use super::Entry;
@@ -39,6 +40,7 @@ fn record(flow: &Described) -> v1::FlowRecord {
         reason: flow.reason.unwrap_or_default().to_owned(),
         rule,
         line: known.map_or(0, |rule| rule.line),
+        place: known.map_or_else(String::new, Rule::place),
         summary: known.map_or_else(String::new, |rule| rule.summary.clone()),
         packets: flow.packets[0],
         bytes: flow.bytes[0],
@@ -84,7 +86,7 @@ pub fn json(record: &v1::FlowRecord) -> Value {
         "reason": (!record.reason.is_empty()).then_some(&record.reason),
         "rule": (record.rule != 0).then(|| value!({
             "id": record.rule,
-            "policy": (record.line != 0).then(|| format!("policy:{}", record.line)),
+            "policy": (!record.place.is_empty()).then_some(&record.place),
             "summary": record.summary,
         })),
         "direction": record.direction,

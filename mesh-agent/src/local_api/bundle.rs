@@ -44,7 +44,7 @@ fn netmap(netmap: &Netmap) -> Value {
         })).collect::<Vec<_>>(),
         "rules": policy.rules.iter().map(|(id, rule)| json!({
             "rule": id.0,
-            "line": rule.line,
+            "policy": rule.place(),
             "summary": rule.summary,
         })).collect::<Vec<_>>(),
     })

@@ -33,6 +33,7 @@ pub(super) fn response(look: &Snapshot, counters: &Counters) -> v1::CountersResp
             v1::RuleCounter {
                 rule: id.0,
                 line: rule.line,
+                place: rule.place(),
                 summary: rule.summary.clone(),
                 packets: count.packets,
                 bytes: count.bytes,

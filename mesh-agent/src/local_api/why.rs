@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mesh_api::v1;
 use mesh_common::DropReason;
 use mesh_core::dataplane::why::{Answer, Question};
-use mesh_core::netmap::Netmap;
+use mesh_core::netmap::{Netmap, Rule};
 use tonic::Status;
 
 use crate::snapshot::{Family, Snapshot};
@@ -81,6 +81,7 @@ fn judgement(netmap: &Netmap, answer: &Answer) -> v1::Judgement {
         help: answer.drop.map_or("", DropReason::help).to_owned(),
         rule: answer.rule.0,
         line: rule.map_or(0, |rule| rule.line),
+        place: rule.map_or_else(String::new, Rule::place),
         summary: rule.map_or_else(String::new, |rule| rule.summary.clone()),
     }
 }

@@ -3457,6 +3457,9 @@ pub struct RuleCounter {
     pub packets: u64,
     #[prost(uint64, tag = "5")]
     pub bytes: u64,
+    /// file and line of the policy
+    #[prost(string, tag = "6")]
+    pub place: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DebugBundleRequest {}
@@ -3526,6 +3529,9 @@ pub struct FlowRecord {
     pub reply_packets: u64,
     #[prost(uint64, tag = "15")]
     pub reply_bytes: u64,
+    /// file and line of the policy, empty where the rule is not known any more
+    #[prost(string, tag = "16")]
+    pub place: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FlowEnd {
@@ -3587,6 +3593,9 @@ pub struct Judgement {
     pub line: u32,
     #[prost(string, tag = "6")]
     pub summary: ::prost::alloc::string::String,
+    /// file and line of the policy, empty where no rule decides
+    #[prost(string, tag = "7")]
+    pub place: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TopRequest {}

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use super::compile::CompiledPolicy;
-use super::explain::{Answer, End, Explainer, Opened, place, rule_json, services, some};
+use super::explain::{Answer, End, Explainer, Opened, rule_json, services, some};
 use super::syntax::Document;
 use crate::netmap::{PortRange, Rule};
 use crate::node::NodeId;
@@ -133,7 +133,7 @@ pub fn diff_answer(changes: &[Change]) -> Answer {
             What::Serve(routes) => format!("serve {routes} without an administrator"),
             What::Draw(pool) => format!("take addresses of {pool} for new nodes"),
         };
-        let at = place(&change.rule);
+        let at = change.rule.place();
         match change.gained {
             true => format!("+ {sources} may now {what} ({at})"),
             false => format!("- {sources} may no longer {what} (was {at})"),

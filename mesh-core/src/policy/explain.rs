@@ -33,7 +33,7 @@ pub(super) use reach::Opened;
 pub use reach::{Reach, Row};
 pub(super) use shown::rule_json;
 pub use shown::{Answer, Way};
-pub(super) use words::{place, services, some};
+pub(super) use words::{services, some};
 
 /// The policy's word on a new flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

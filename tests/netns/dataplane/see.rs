@@ -43,7 +43,11 @@ fn the_flow_log_tells_of(field: &Field) {
     assert_eq!(opened["verdict"], "allowed");
     assert_eq!(opened["destination"]["node"], "node");
     let rule = opened["rule"]["policy"].as_str().unwrap();
-    let line: usize = rule.strip_prefix("policy:").unwrap().parse().unwrap();
+    let line: usize = rule
+        .strip_prefix("policy.hujson:")
+        .unwrap()
+        .parse()
+        .unwrap();
     let policy = field.mesh.coordinator.policy().unwrap();
     assert!(
         policy

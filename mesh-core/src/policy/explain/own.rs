@@ -250,7 +250,7 @@ fn judge(
     });
     let rule = found.and_then(|(_, entry)| Some((entry, netmap.policy.rules.get(&entry.rule)?)));
     if let Some((entry, rule)) = rule {
-        let place = words::place(rule);
+        let place = rule.place();
         let turn = match entry.action {
             Action::Accept => format!("it is allowed by {place}"),
             Action::Deny => format!("the deny at {place} decides"),
@@ -270,7 +270,7 @@ fn judge(
     }
     let nearest = open.into_iter().map(|(rule, services)| {
         let services = words::services(services.into_iter());
-        format!("{} allows {services}", words::place(rule))
+        format!("{} allows {services}", rule.place())
     });
     let turn = match words::some(nearest) {
         none if none.is_empty() => "no rule allows anything between the two this way".to_owned(),

@@ -66,7 +66,7 @@ fn because(end: &AtEnd) -> String {
         Action::Deny => "denied",
     };
     match &end.reason {
-        Reason::Rule(rule) => format!("{verb} by {}  {}", words::place(rule), rule.summary),
+        Reason::Rule(rule) => format!("{verb} by {}  {}", rule.place(), rule.summary),
         Reason::NoRule => "denied, for no rule allows it".to_owned(),
         Reason::Unknown => {
             "denied: nothing is open between the two, so they do not know each other".to_owned()
@@ -142,7 +142,7 @@ impl Reach {
             } in rows
             {
                 let others = words::some(others.iter().cloned());
-                let place = words::place(rule);
+                let place = rule.place();
                 lines.push(match way {
                     Way::WhoCan => format!("  {others}: {services}, by {place}  {}", rule.summary),
                     Way::WhatCan => {

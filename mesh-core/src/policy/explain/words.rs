@@ -3,17 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ends::{End, Explainer};
-use crate::netmap::{PortRange, Rule};
+use crate::netmap::PortRange;
 use crate::node::{Node, NodeId, Owner};
 use crate::policy::ports;
 
 /// Names that are written out before the rest is counted.
 const SHOWN: usize = 4;
-
-/// `policy.hujson:14`.
-pub(in crate::policy) fn place(rule: &Rule) -> String {
-    format!("{}:{}", rule.file, rule.line)
-}
 
 /// `tcp/22`, `ping`.
 pub(super) fn service(protocol: u8, port: u16) -> String {
