@@ -18,7 +18,6 @@ use mesh_core::dataplane::Tables;
 
 use crate::scratch::Bpffs;
 
-pub(crate) use flows::Remembered;
 pub(crate) use loads::{full_at, load};
 pub(crate) use run::Runner;
 
