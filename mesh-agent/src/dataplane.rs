@@ -19,6 +19,7 @@ mod attach;
 mod clock;
 mod counters;
 mod error;
+mod established;
 mod events;
 mod guard;
 mod half_open;
@@ -34,6 +35,7 @@ mod usage;
 mod walk;
 
 pub use error::AttachError;
+pub use established::{Established, Only};
 pub use half_open::all as half_open_flows;
 pub use loader::{Dataplane, Foreign, Options};
 pub use mesh_common::event::{EventKind, FlowEvent};

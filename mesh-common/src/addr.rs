@@ -18,6 +18,12 @@ impl Be16 {
     pub const fn get(self) -> u16 {
         u16::from_be(self.0)
     }
+
+    /// As it lies in memory.
+    #[inline(always)]
+    pub const fn word(self) -> u16 {
+        self.0
+    }
 }
 
 /// A 32-bit number in network order.

@@ -8,7 +8,7 @@
 //! A set's lock (`bpf_spin_lock`, Linux 5.1) is held for whatever reads or changes a flow, so an entry never
 //! becomes another's meanwhile.
 
-use crate::flow::{FlowEntry, FlowKey};
+use crate::flow::{Flow, FlowEntry, FlowKey};
 
 /// Flows of a set.
 pub const WAYS: usize = 7;
@@ -44,13 +44,6 @@ pub struct Set {
     used: [u32; WAYS],
     flows: [Flow; WAYS],
     pad2: [u64; 5],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-struct Flow {
-    key: FlowKey,
-    entry: FlowEntry,
 }
 
 const _: () = assert!(size_of::<Set>() == 13 * 64);

@@ -6,13 +6,13 @@
 use crate::addr::Prefix;
 use crate::budget::{Bucket, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey, EventKind};
-use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::flow::{Flow, FragmentEntry, FragmentKey};
 use crate::half_open;
-use crate::place::Secret;
+use crate::place::{Place, Secret};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -58,7 +58,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    const fn new<K, V>() -> Self {
+    pub const fn new<K, V>() -> Self {
         Self {
             key: size_of::<K>() as u32,
             value: size_of::<V>() as u32,
@@ -71,7 +71,7 @@ impl Shape {
             CFG => Self::new::<u32, Config>(),
             ID_EXACT => Self::new::<Address, IdentityEntry>(),
             ID_CIDR => Self::new::<Prefix, IdentityEntry>(),
-            CT_EST => Self::new::<FlowKey, FlowEntry>(),
+            CT_EST => Self::new::<Place, Flow>(),
             CT_NEW => Self::new::<u32, half_open::Set>(),
             FRAG => Self::new::<FragmentKey, FragmentEntry>(),
             RULE_CTR | REASON_CTR => Self::new::<u32, Count>(),

@@ -1,8 +1,10 @@
-//! Which place in a table of our own a flow has.
+//! Which place a flow has in the two tables of flows.
 //!
 //! What is hard is that whoever sends chooses what is hashed: if flows could be found that share a place, a
 //! few packets would push out somebody else's. So the hash has a secret, and is one whose collisions are
-//! known to be as rare as chance whatever is hashed; and it must cost less than the look-up that it is for.
+//! known to be as rare as chance whatever is hashed; and it must cost less than the look-up that it is for. The
+//! kernel's own hash of a key of 40 bytes (jhash) takes some 150 instructions and finds no two packets of a
+//! connection alike; of a place it takes a fourth.
 
 use crate::flow::FlowKey;
 
@@ -17,16 +19,18 @@ impl core::fmt::Debug for Secret {
     }
 }
 
-/// Where a flow lies, if it is there: its tag, and below that its set. One word, which functions pass on in one
-/// register.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Where a flow lies, if it is there: the key of `ct_est`; and for `ct_new` its tag, and below that its set. One
+/// word, which functions pass on in one register.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Place(u64);
 
 impl Place {
     /// NH (RFC 4418, section 5.2.2), of which two flows that are not one have the same sum with one of 2³²
     /// secrets; then a step of multiplicative hashing (Knuth, TAOCP 3, 6.4), as what is best mixed is in the middle.
     ///
-    /// Two flows with the same tag in the same set, about one pair in 2³², take each other's place.
+    /// So what lies in a place is the flow that was looked for only if its key says so. Of two in one place, one
+    /// pair in 2³², the second is not established while the first is.
     #[inline(always)]
     pub fn of(key: &FlowKey, secret: &Secret) -> Self {
         let words = key.words();

@@ -9,9 +9,10 @@ use aya::Pod;
 use crate::addr::Prefix;
 use crate::budget::{self, PeerFreed, PeerLoad};
 use crate::event::{DenyEntry, DenyKey};
-use crate::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use crate::flow::{Flow, FlowEntry, FlowKey, FragmentEntry, FragmentKey};
 use crate::half_open::Set;
 use crate::maps::{Config, Count};
+use crate::place::Place;
 use crate::policy::{self, RuleId};
 use crate::{Address, IdentityEntry};
 
@@ -29,6 +30,7 @@ pod!(
     Count,
     DenyEntry,
     DenyKey,
+    Flow,
     FlowEntry,
     FlowKey,
     FragmentEntry,
@@ -36,6 +38,7 @@ pod!(
     IdentityEntry,
     PeerFreed,
     PeerLoad,
+    Place,
     Prefix,
     RuleId,
     Set,

@@ -1,7 +1,7 @@
 //! One packet of the mesh device: read, judged, remembered, counted.
 //!
 //! Nearly every packet belongs to an established flow and has its headers where they usually are, so
-//! [`run`] asks that question first, in one look-up, and leaves everything else to [`judge`].
+//! [`run`] asks that question first, in one look-up, and leaves everything else to [`judge`] and [`conclude`].
 
 use core::cell::Cell;
 use core::mem::MaybeUninit;
@@ -16,8 +16,8 @@ use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, CT_EST, FRAG, Scratch, dry_scratch, scratch};
-use crate::meta::Meta;
+use crate::maps::{CFG, FRAG, Scratch, dry_scratch, scratch};
+use crate::meta::{self, Meta};
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
 use crate::{events, half_open, mss, stats};
@@ -35,8 +35,9 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         // Two callers would share it, and each packet pay for the call.
         #[inline(always)]
         |key, kind, tcp| {
-            let Some(entry) = CT_EST.get_ptr_mut(key) else {
-                seen.set(remember(key, direction, kind, tcp, config));
+            let place = tables::place_of(key, config);
+            let Some(entry) = tables::established(&place, key) else {
+                seen.set(remember(key, direction, kind, tcp, place));
                 return false;
             };
             let meta = Meta::new(ctx, AT, direction, config);
@@ -55,22 +56,26 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
     if goes_on {
         return NEXT;
     }
-    if let Seen::Nothing = seen.get() {
-        let Some(scratch) = scratch() else {
-            return DROP;
-        };
-        // Here and not in `judge`: their frames do not fit on one stack where the kernel counts a frame in
-        // steps of 32 bytes, as 6.1 does; newer ones take steps of 16.
-        // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
-        let readable = unsafe {
+    let Some(scratch) = scratch() else {
+        return DROP;
+    };
+    // One after the other and not one in the other: their frames do not fit on one stack where the kernel counts
+    // a frame in steps of 32 bytes, as 6.1 does; newer ones take steps of 16.
+    // SAFETY: the slot of this CPU, on which no other packet is judged until we are done.
+    unsafe {
+        if let Seen::Nothing = seen.get() {
             let Scratch { facts, verdict, .. } = &mut *scratch;
-            read(&Skb::<AT>::new(ctx), direction, facts, verdict)
-        };
-        if readable {
-            seen.set(Seen::Facts);
+            if read(&Skb::<AT>::new(ctx), direction, facts, verdict) {
+                seen.set(Seen::Facts);
+            }
         }
+        judge(&mut *scratch, config, seen.get());
     }
-    judge::<AT>(ctx, config, direction, seen.get())
+    let end = conclude::<AT>(ctx, config, direction);
+    if config.flags & Config::LOG != 0 {
+        stats::log_verdict();
+    }
+    end
 }
 
 /// What [`run`] knows of a packet that is to be judged.
@@ -84,12 +89,11 @@ enum Seen {
     NewFlow,
 }
 
-/// Leaves the facts of a packet that is not in `ct_est` for [`judge`].
+/// Leaves the facts of a packet whose flow is not in `ct_est` for [`judge`].
 #[inline(never)]
-fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, config: &Config) -> Seen {
+fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, place: Place) -> Seen {
     // Before anything else is looked at, so that its cache line and that of `ct_est` are fetched at once.
-    let place = Place::of(key, &config.secret);
-    let is_new = !half_open::may_hold(place, config);
+    let is_new = !half_open::may_hold(place);
     // The slow reader says why; the quick one leaves both to it.
     let refused = key.remote.is_mapped() != key.local.is_mapped()
         || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);
@@ -106,14 +110,9 @@ fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, config: &C
     if is_new { Seen::NewFlow } else { Seen::Facts }
 }
 
-/// Every other packet, once it has been read.
+/// What becomes of a packet that was judged.
 #[inline(never)]
-fn judge<const AT: usize>(
-    ctx: &TcContext,
-    config: &Config,
-    direction: Direction,
-    seen: Seen,
-) -> i32 {
+fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direction) -> i32 {
     let meta = &Meta::new(ctx, AT, direction, config);
     let Some(scratch) = scratch() else {
         return DROP;
@@ -122,24 +121,12 @@ fn judge<const AT: usize>(
     let Scratch {
         facts,
         verdict,
-        entry,
+        flow,
         asked,
     } = unsafe { &mut *scratch };
-    asked.forget();
-    asked.absent = u32::from(seen == Seen::NewFlow);
-    let tables = Tables::new(config, asked);
-    if seen != Seen::Nothing {
-        // SAFETY: written, as nothing was refused.
-        reach(
-            unsafe { facts.assume_init_mut() },
-            meta.now,
-            &tables,
-            verdict,
-        );
-    }
     // SAFETY: always written.
     let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_ref()) };
-    tables.carry_out(facts, verdict, meta, entry);
+    Tables::new(config, asked).carry_out(facts, verdict, meta, flow);
     stats::count(verdict, meta);
     match verdict.event {
         None => {}
@@ -148,14 +135,11 @@ fn judge<const AT: usize>(
         }
         Some(kind) => {
             if events::is_heard(kind, verdict, meta.now, asked) {
-                events::flow(kind, &facts.key, verdict, meta, entry);
+                events::flow(kind, &facts.key, verdict, meta, &flow.entry);
             }
         }
     }
     if !verdict.passes() {
-        if config.flags & Config::LOG != 0 {
-            stats::log_verdict();
-        }
         return drop(config);
     }
     if matches!(facts.fragment, Fragment::First) {
@@ -164,42 +148,26 @@ fn judge<const AT: usize>(
     if matches!(facts.kind, Kind::Tcp) && facts.tcp & tcp::SYN != 0 {
         clamp::<AT>(ctx, config, facts);
     }
-    if config.flags & Config::LOG != 0 && matches!(verdict.effect, Effect::Open) {
-        stats::log_verdict();
-    }
     NEXT
 }
 
-/// What [`judge`] would do, written over the packet's first bytes; nothing is remembered or counted.
+/// What [`run`] would do, written over the packet's first bytes; nothing is remembered or counted.
 #[inline(always)]
 pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
     let Some(config) = CFG.get(0) else {
         return DROP;
     };
-    let meta = Meta::new(ctx, 0, direction, config);
     let Some(scratch) = dry_scratch() else {
         return DROP;
     };
     // SAFETY: the slot of this CPU for dry runs, of which there is one at a time.
-    let Scratch {
-        facts,
-        verdict,
-        asked,
-        ..
-    } = unsafe { &mut *scratch };
-    asked.forget();
-    let tables = Tables::new(config, asked);
+    let scratch = unsafe { &mut *scratch };
+    let Scratch { facts, verdict, .. } = scratch;
     if read(&Skb::<0>::new(ctx), direction, facts, verdict) {
-        // SAFETY: written, as nothing was refused.
-        reach(
-            unsafe { facts.assume_init_mut() },
-            meta.now,
-            &tables,
-            verdict,
-        );
+        judge(scratch, config, Seen::Facts);
     }
     // SAFETY: always written.
-    let verdict = unsafe { verdict.assume_init_ref() };
+    let verdict = unsafe { scratch.verdict.assume_init_ref() };
     let explanation = Explanation {
         rule: verdict.rule,
         remote: verdict.remote,
@@ -257,16 +225,27 @@ fn read<const AT: usize>(
     }
 }
 
+/// Of a packet that cannot be read the verdict is there already.
 #[inline(never)]
-fn reach(
-    facts: &mut Facts,
-    now: u64,
-    tables: &Tables<'_>,
-    verdict: &mut MaybeUninit<Verdict>,
-) -> u32 {
+fn judge(scratch: &mut Scratch, config: &Config, seen: Seen) -> u32 {
+    let Scratch {
+        facts,
+        verdict,
+        asked,
+        ..
+    } = scratch;
+    asked.forget(config.generation);
+    asked.absent = u32::from(seen == Seen::NewFlow);
+    if seen == Seen::Nothing {
+        return 0;
+    }
+    // SAFETY: written, as nothing was refused.
+    let facts = unsafe { facts.assume_init_mut() };
+    let now = meta::now(config);
+    let tables = &Tables::new(config, asked);
     let reached = match complete(facts, now, tables) {
         Ok(()) => {
-            tables.place(&facts.key);
+            tables.find_place(&facts.key);
             decide(facts, now, tables)
         }
         Err(reason) => Verdict::refused(reason),

@@ -19,7 +19,10 @@ use crate::tables;
 
 /// Whether the table may hold the flow. No is right, unless another CPU has just changed that.
 #[inline(always)]
-pub fn may_hold(place: Place, config: &Config) -> bool {
+pub fn may_hold(place: Place) -> bool {
+    let Some(config) = CFG.get(0) else {
+        return false;
+    };
     match CT_NEW.get(place.set(config.half_open_mask)) {
         Some(set) => set.position(place.tag()).is_some(),
         None => false,

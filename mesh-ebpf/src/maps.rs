@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie};
 use mesh_common::budget::{Bucket, PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey, FlowEvent};
-use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey};
+use mesh_common::flow::{Flow, FragmentEntry, FragmentKey};
 use mesh_common::half_open::{SETS, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Place;
@@ -36,9 +36,9 @@ pub static POL: ArrayOfMaps<Policy, 1> = ArrayOfMaps::new();
 
 type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 
-/// Confirmed flows. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
+/// Confirmed flows, by their places. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]
-pub static CT_EST: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
+pub static CT_EST: HashMap<Place, Flow> = HashMap::with_max_entries(maps::FLOW_CAPACITY, 0);
 
 /// Half-open flows, which a flood may evict.
 #[btf_map(name = "ct_new")]
@@ -85,19 +85,21 @@ pub struct Scratch {
     pub facts: MaybeUninit<Facts>,
     pub verdict: MaybeUninit<Verdict>,
     /// The flow as it is after the packet, where something is to be written or told.
-    pub entry: FlowEntry,
+    pub flow: Flow,
     pub asked: Asked,
 }
 
 /// What look-ups have found, and what one answers that finds nobody: here a verifier takes both for
 /// the same.
 pub struct Asked {
+    /// [`Config::generation`] as it was when the packet came.
+    pub generation: u32,
     /// Whether it is known that neither table holds the flow.
     pub absent: u32,
     /// Whether the table holds the flow, alive or not.
     pub established: Cell<u32>,
     pub half_open: Cell<u32>,
-    /// Where the flow lies among those.
+    /// Where the flow lies among either.
     pub place: Cell<Place>,
     /// Whether the peer of a flow that was opened had a token for an event.
     pub heard: Cell<u32>,
@@ -119,9 +121,10 @@ unsafe impl Sync for Asked {}
 impl Asked {
     /// All but what was noted before it is asked for, and what is for the next packet too. Word by word, or the compiler makes it a call of memset, which writes byte by byte.
     #[inline(always)]
-    pub fn forget(&mut self) {
+    pub fn forget(&mut self, generation: u32) {
         // SAFETY: fields of a value that we hold alone.
         unsafe {
+            (&raw mut self.generation).write_volatile(generation);
             (&raw mut self.established).write_volatile(Cell::new(0));
             (&raw mut self.half_open).write_volatile(Cell::new(0));
             (&raw mut self.absent).write_volatile(0);

@@ -53,7 +53,7 @@ pub fn number(verdict: &Verdict) -> u8 {
     }
 }
 
-/// One line for the packet that is being judged, if it opens a flow (reason 0) or is dropped.
+/// One line for the packet that was judged, if it opens a flow (reason 0) or is dropped.
 ///
 /// A global function, because formatting is much for a verifier to follow more than once.
 #[inline(never)]
@@ -69,6 +69,9 @@ pub extern "C" fn log_verdict() -> u32 {
             (*scratch).verdict.assume_init_ref(),
         )
     };
+    if verdict.passes() && !matches!(verdict.effect, Effect::Open) {
+        return 0;
+    }
     info!(
         &(),
         "reason {} direction {} proto {} remote {:i} port {} local {:i} port {} identities {} {} rule {}",

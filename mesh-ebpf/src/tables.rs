@@ -10,7 +10,9 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{self, ICMP_ERRORS, PeerLoad};
 use mesh_common::event::PEER_RATE;
-use mesh_common::flow::{FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use mesh_common::flow::{
+    Flow, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags,
+};
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
@@ -24,7 +26,6 @@ use crate::meta::Meta;
 use crate::{events, half_open};
 
 pub struct Tables<'a> {
-    generation: u32,
     config: &'a Config,
     asked: &'a Asked,
 }
@@ -32,39 +33,43 @@ pub struct Tables<'a> {
 impl<'a> Tables<'a> {
     #[inline(always)]
     pub fn new(config: &'a Config, asked: &'a Asked) -> Self {
-        Self {
-            generation: config.generation,
-            config,
-            asked,
-        }
+        Self { config, asked }
     }
 
-    /// Notes where the flow would lie if it were half-open. Of one that is known to be new it was noted before.
+    /// Notes where the flow would lie. Of one that is known to be new it was noted before.
     #[inline(always)]
-    pub fn place(&self, key: &FlowKey) {
+    pub fn find_place(&self, key: &FlowKey) {
         if self.asked.absent != 0 {
             return;
         }
-        self.asked.place.set(Place::of(key, &self.config.secret));
+        self.asked.place.set(place_of(key, self.config));
+    }
+
+    /// As a map's key, where it is noted: that takes no stack.
+    #[inline(always)]
+    fn place(&self) -> &Place {
+        // SAFETY: nobody writes it while the packet is judged.
+        unsafe { &*self.asked.place.as_ptr() }
     }
 
     /// Remembers what the verdict wants remembered. A full table forgets, which costs the flow its
-    /// state and grants nobody anything. `entry` is the flow afterwards, if the verdict has an event.
+    /// state and grants nobody anything. `flow` is what it is afterwards, if the verdict has an event.
     #[inline(always)]
-    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
+    pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, flow: &mut Flow) {
         match verdict.effect {
             Effect::Nothing => {}
             Effect::TouchEstablished => {
-                if let Some(found) = CT_EST.get_ptr_mut(&facts.key) {
+                if let Some(found) = find_established(self.place(), &facts.key) {
                     // SAFETY: the pointer that the look-up returned.
-                    unsafe { grow(found, verdict, meta, entry) };
+                    unsafe { grow(found, verdict, meta, &mut flow.entry) };
                 }
             }
             Effect::TouchHalfOpen => {
-                half_open::grow(self.asked.place.get(), &facts.key, verdict, meta, entry);
+                let place = self.asked.place.get();
+                half_open::grow(place, &facts.key, verdict, meta, &mut flow.entry);
             }
             Effect::WriteEstablished | Effect::WriteHalfOpen | Effect::Open => {
-                self.write(facts, verdict, meta, entry);
+                self.write(facts, verdict, meta, flow);
             }
             Effect::Report => {
                 if let Some(load) = load(verdict.state.peer) {
@@ -76,12 +81,13 @@ impl<'a> Tables<'a> {
     }
 
     #[inline(never)]
-    fn write(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) -> u32 {
-        let (established, half_open) = (
+    fn write(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, flow: &mut Flow) -> u32 {
+        let (was_established, was_half_open) = (
             self.asked.established.get() != 0,
             self.asked.half_open.get() != 0,
         );
         let place = self.asked.place.get();
+        let entry = &mut flow.entry;
         let opened = verdict.state.opened();
         let mut stage = Stage::HalfOpen;
         entry.state = verdict.state;
@@ -114,9 +120,9 @@ impl<'a> Tables<'a> {
             if matches!(verdict.effect, Effect::WriteEstablished) {
                 stage = Stage::Established;
             }
-            if !established {
+            if !was_established {
                 half_open::carried(place, &facts.key, entry);
-            } else if let Some(before) = CT_EST.get_ptr(&facts.key) {
+            } else if let Some(before) = find_established(self.place(), &facts.key) {
                 // SAFETY: the pointer that the look-up returned.
                 unsafe {
                     entry.packets = (*before).packets;
@@ -135,21 +141,67 @@ impl<'a> Tables<'a> {
                 entry.bytes[1] += meta.bytes;
             }
         }
-        if matches!(stage, Stage::Established) && CT_EST.insert(&facts.key, &*entry, 0).is_ok() {
-            if !established {
+        if matches!(stage, Stage::Established)
+            && establish(self.place(), facts, flow, was_established)
+        {
+            if !was_established {
                 held(verdict.state.peer, opened, 1);
             }
-            if half_open {
+            if was_half_open {
                 half_open::remove(place, &facts.key);
             }
         } else {
-            half_open::put(place, &facts.key, entry);
-            if established && CT_EST.remove(&facts.key).is_ok() {
+            half_open::put(place, &facts.key, &flow.entry);
+            if was_established && CT_EST.remove(self.place()).is_ok() {
                 held(verdict.state.peer, opened, u32::MAX);
             }
         }
         0
     }
+}
+
+/// A function of its own, or whoever asks has a frame for all the words that meet here.
+#[inline(never)]
+pub fn place_of(key: &FlowKey, config: &Config) -> Place {
+    Place::of(key, &config.secret)
+}
+
+/// [`established`], for whoever has no room for it on the stack.
+#[inline(never)]
+fn find_established(place: &Place, key: &FlowKey) -> Option<*mut FlowEntry> {
+    established(place, key)
+}
+
+/// The flow, if `ct_est` holds it.
+#[inline(always)]
+pub fn established(place: &Place, key: &FlowKey) -> Option<*mut FlowEntry> {
+    let flow = CT_EST.get_ptr_mut(place)?;
+    // SAFETY: the pointer that the look-up returned.
+    unsafe { is_same(&raw const (*flow).key, key).then(|| &raw mut (*flow).entry) }
+}
+
+/// Volatile, or a compiler keeps all words of a key that it has just put together, on the stack beside the key.
+///
+/// SAFETY: both can be read.
+#[inline(always)]
+unsafe fn is_same(a: *const FlowKey, b: *const FlowKey) -> bool {
+    const _: () = assert!(size_of::<FlowKey>() == size_of::<[u64; 5]>());
+    const _: () = assert!(align_of::<FlowKey>() == align_of::<[u64; 5]>());
+    let (a, b) = (a.cast::<u64>(), b.cast::<u64>());
+    let mut differ = 0;
+    for word in 0..5 {
+        // SAFETY: the caller's word.
+        differ |= unsafe { a.add(word).read_volatile() ^ b.add(word).read_volatile() };
+    }
+    differ == 0
+}
+
+/// Puts the flow into `ct_est`; false if there is no room, or another in its place.
+#[inline(always)]
+fn establish(place: &Place, facts: &Facts, flow: &mut Flow, is_there: bool) -> bool {
+    flow.key = facts.key;
+    let only_new = if is_there { 0 } else { BPF_NOEXIST };
+    CT_EST.insert(place, &*flow, u64::from(only_new)).is_ok()
 }
 
 /// Counts a flow in or, by the greatest number, out.
@@ -237,7 +289,7 @@ fn identity<'a>(address: &Address, nobody: &'a IdentityEntry) -> &'a IdentityEnt
 impl Lookup for Tables<'_> {
     #[inline(always)]
     fn generation(&self) -> u32 {
-        self.generation
+        self.asked.generation
     }
 
     #[inline(always)]
@@ -247,7 +299,7 @@ impl Lookup for Tables<'_> {
         }
         match stage {
             Stage::Established => {
-                let found = CT_EST.get_ptr(key)?;
+                let found = find_established(self.place(), key)?;
                 self.asked.established.set(1);
                 // SAFETY: the pointer that the look-up returned.
                 Some(unsafe { (*found).state })

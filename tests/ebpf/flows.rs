@@ -26,7 +26,7 @@ fn tcp_is_established_by_its_openers_acknowledgement_alone() {
         assert_eq!(kernel.outcome(direction, &tcp(direction, flags)), PASS);
         assert_eq!(flows(&kernel), expected, "after {flags:#x}");
     }
-    let entry = kernel.established().iter().next().unwrap().unwrap().1;
+    let entry = kernel.established()[0].1;
     assert_eq!((entry.packets, entry.bytes), ([3, 3], [120, 120]));
     assert_eq!(entry.state.rule, RuleId(1));
     assert_eq!(
@@ -362,7 +362,7 @@ fn a_super_packet_counts_as_its_segments() {
     let before = kernel.dataplane().counters().unwrap().passed[&Ingress];
     let program = kernel.dataplane().program("mesh_in").unwrap();
     assert_eq!(program.test_run(options).unwrap().return_value, u32::MAX);
-    let entry = kernel.established().iter().next().unwrap().unwrap().1;
+    let entry = kernel.established()[0].1;
     assert_eq!((entry.packets[0], entry.bytes[0]), (2 + 7, 3 * 40));
     let after = kernel.dataplane().counters().unwrap().passed[&Ingress];
     assert_eq!(after.packets, before.packets + 7);

@@ -10,7 +10,6 @@ use mesh_common::place::{Place, Secret};
 use mesh_core::Direction;
 
 use crate::kernel::Kernel;
-use crate::packet::{Body, Packet};
 use crate::scene::*;
 
 /// A SYN from a port of the peer's, and the key of its flow.
@@ -143,51 +142,6 @@ fn a_flow_of_the_next_second_is_young_and_one_beyond_is_old() {
         see(&mut kernel, last + ahead * STEP, ports[6]);
         see(&mut kernel, last, ports[7]);
         assert_eq!(keys(&kernel).contains(&ports[6]), stays, "{ahead} steps");
-    }
-}
-
-/// Where a secret lets two flows share a place, which nobody can bring about who does not know it.
-#[test]
-fn a_flow_is_told_by_every_word_of_its_key_from_one_in_the_same_place() {
-    let known = from_peer(true, UDP);
-    let change = |word: usize| -> Packet {
-        let mut packet = known.clone();
-        let other = |address: IpAddr, word: usize| match address {
-            IpAddr::V6(address) => {
-                IpAddr::from((address.to_bits() ^ 1 << (32 * (3 - word))).to_be_bytes())
-            }
-            IpAddr::V4(_) => panic!("an IPv4 address has one word"),
-        };
-        let (source, destination) = (4_000, 53);
-        match word {
-            0..4 => packet.source = other(packet.source, word),
-            4..8 => packet.destination = other(packet.destination, word - 4),
-            8 => {
-                packet.body = Body::Udp {
-                    source,
-                    destination: 52,
-                }
-            }
-            _ => {
-                packet.body = Body::Sctp {
-                    source,
-                    destination,
-                }
-            }
-        }
-        packet
-    };
-    for word in 0..10 {
-        let mut kernel = kernel();
-        assert_eq!(kernel.outcome(Direction::Ingress, &known.bytes()), PASS);
-        let (key, _) = kernel.half_open()[0];
-        // What a word is multiplied by is the sum of the other of its pair and that one's secret.
-        let pair = word ^ 1;
-        let nothing = 0_u32.wrapping_sub(key.words()[pair]);
-        kernel.configure(|config| config.secret.0[pair] = nothing);
-        assert_eq!(kernel.outcome(Direction::Ingress, &known.bytes()), PASS);
-        let outcome = kernel.outcome(Direction::Ingress, &change(word).bytes());
-        assert!(outcome.is_err(), "word {word}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! An agent's life around the programs: first start, death, adoption, and what must be refused.
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use mesh_agent::dataplane::{AttachError, Dataplane, Options, probe};
+use mesh_agent::dataplane::{AttachError, Dataplane, Only, Options, probe};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps;
 use mesh_core::Direction;
@@ -37,7 +37,7 @@ fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
     kernel.start();
     assert_eq!(kernel.dataplane().standing().unwrap(), Standing::First);
     assert!(passes(&kernel, Direction::Egress, ACK));
-    assert_eq!(kernel.established().iter().count(), 1);
+    assert_eq!(kernel.established().len(), 1);
     kernel.apply(&tables());
     assert!(passes(&kernel, Direction::Egress, ACK));
     kernel.kill();
@@ -155,7 +155,7 @@ fn pins_that_were_taken_away_are_made_again() {
     assert!(kernel.dataplane().is_pinned());
     kernel.kill();
     kernel.start();
-    assert_eq!(kernel.established().iter().count(), 1);
+    assert_eq!(kernel.established().len(), 1);
 }
 
 pub(crate) fn layout() -> String {
@@ -185,7 +185,10 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
             bytes: [3, 4],
             ..FlowEntry::default()
         };
-        old.kernel().established().insert(flow, entry, 0).unwrap();
+        old.kernel()
+            .established()
+            .put(flow, entry, Only::New)
+            .unwrap();
         drop(old);
         age_layout(options);
 
@@ -201,12 +204,37 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
             "one program, in its place"
         );
         assert!(!options.pin_dir.join("v0").exists());
-        let carried = new.kernel().established().get(&flow, 0).unwrap();
+        let carried = new.kernel().established().get(&flow).unwrap();
         assert_eq!((carried.state.generation, carried.bytes), (0, [3, 4]));
         drop(new);
         // And its successor finds nothing of the old.
         let new = Dataplane::attach("lo", options).unwrap();
         assert_eq!(new.standing().unwrap(), Standing::First);
+    });
+}
+
+#[test]
+fn flows_that_lay_under_their_keys_are_carried_over() {
+    each_chain(|options| {
+        drop(Dataplane::attach("lo", options).unwrap());
+        age_layout(options);
+        let pin = options.pin_dir.join("v0").join(maps::CT_EST);
+        std::fs::remove_file(&pin).unwrap();
+        let mut flows = HashMap::<MapData, FlowKey, FlowEntry>::create(4, 0).unwrap();
+        let key = FlowKey {
+            proto: 6,
+            ..FlowKey::NONE
+        };
+        let entry = FlowEntry {
+            bytes: [3, 4],
+            ..FlowEntry::default()
+        };
+        flows.insert(key, entry, 0).unwrap();
+        flows.pin(&pin).unwrap();
+        let mut new = Dataplane::attach("lo", options).unwrap();
+        new.apply(&tables()).unwrap();
+        let carried = new.kernel().established().get(&key).unwrap();
+        assert_eq!(carried.bytes, [3, 4]);
     });
 }
 

@@ -30,6 +30,7 @@ mod model;
 mod mss;
 mod oracle;
 mod packet;
+mod place;
 mod policy;
 mod random;
 mod rows;

@@ -61,6 +61,7 @@ const PARTS: [(&[&str], u32); 3] = [
             "mss::",
             "guard::",
             "half_open::",
+            "place::",
             "short_way::",
         ],
         1,

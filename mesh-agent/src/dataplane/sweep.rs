@@ -6,13 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{HashMap, MapData};
 use mesh_common::budget::PeerFreed;
-use mesh_common::flow::{FlowEntry, FlowKey};
 
 use super::clock;
+use super::established::Established;
 use super::tables::{ApplyError, Kernel};
-use super::walk::bounded;
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;
@@ -54,14 +52,10 @@ impl Kernel {
     }
 }
 
-fn sweep(
-    flows: &mut HashMap<MapData, FlowKey, FlowEntry>,
-    now: u64,
-    held: &mut Held,
-) -> Result<usize, ApplyError> {
+fn sweep(flows: &mut Established, now: u64, held: &mut Held) -> Result<usize, ApplyError> {
     let mut over = Vec::new();
     let mut stand = 0;
-    for flow in bounded(flows) {
+    for flow in flows.flows() {
         let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
         if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
             over.push(key);

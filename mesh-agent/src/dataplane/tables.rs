@@ -17,7 +17,7 @@ use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey, PICKUP};
+use mesh_common::flow::PICKUP;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Secret;
 use mesh_common::policy::PolicyPrefix;
@@ -27,6 +27,7 @@ use rand_core::{OsRng, RngCore as _};
 
 use super::clock::{self, Clock};
 use super::error::AttachError;
+use super::established::Established;
 use super::loader::{Foreign, Options};
 use super::policy::Policy;
 
@@ -74,7 +75,7 @@ pub struct Kernel {
     rule_ctr: PerCpuHashMap<MapData, u32, Count>,
     pub(super) reason_ctr: PerCpuArray<MapData, Count>,
     pub(super) events_lost: PerCpuArray<MapData, u64>,
-    pub(super) established: HashMap<MapData, FlowKey, FlowEntry>,
+    pub(super) established: Established,
     /// [`mesh_common::half_open::Set`]s.
     pub(super) half_open: MapData,
     pub(super) peer_load: HashMap<MapData, u32, PeerLoad>,
@@ -121,16 +122,26 @@ impl Kernel {
             map: maps::CT_EST,
             source: Box::new(source),
         })?;
+        let cfg: Array<_, Config> = take(ebpf, maps::CFG)?;
+        let unreadable = |source| AttachError::Map {
+            map: "of an earlier agent",
+            source: Box::new(source),
+        };
+        let mut config = cfg.get(&0, 0).map_err(unreadable)?;
+        // Drawn once for the tables: by it lie the flows that are there already.
+        while config.secret == Secret::default() {
+            config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
+        }
         let mut kernel = Self {
             flow_capacity: flow_capacity.max_entries(),
-            cfg: take(ebpf, maps::CFG)?,
+            cfg,
             exact: take(ebpf, maps::ID_EXACT)?,
             cidr: take(ebpf, maps::ID_CIDR)?,
             outer: take(ebpf, maps::POL)?,
             rule_ctr: take(ebpf, maps::RULE_CTR)?,
             reason_ctr: take(ebpf, maps::REASON_CTR)?,
             events_lost: take(ebpf, maps::EVENT_LOST)?,
-            established: take(ebpf, maps::CT_EST)?,
+            established: Established::new(take(ebpf, maps::CT_EST)?, config.secret),
             half_open: match ebpf.take_map(maps::CT_NEW) {
                 Some(Map::Array(sets)) => sets,
                 _ => return Err(AttachError::Incomplete(maps::CT_NEW)),
@@ -138,23 +149,19 @@ impl Kernel {
             peer_load: take(ebpf, maps::PEER_LOAD)?,
             peer_freed: take(ebpf, maps::PEER_FREED)?,
             denials: take(ebpf, maps::DENY_AGG)?,
-            config: Config::default(),
+            config,
             observed: Tables::default(),
             active: None,
             shadow: None,
             behind: None,
         };
-        kernel.adopt().map_err(|source| AttachError::Map {
-            map: "of an earlier agent",
-            source: Box::new(source),
-        })?;
+        kernel.adopt().map_err(unreadable)?;
         Ok(kernel)
     }
 
     /// Reads what an earlier agent left. Its policy cannot be read (that takes CAP_SYS_ADMIN), only
     /// replaced; until then it goes on deciding.
     fn adopt(&mut self) -> Result<(), MapError> {
-        self.config = self.cfg.get(&0, 0)?;
         let mut identities = BTreeMap::new();
         for entry in &self.exact {
             let (address, entry) = entry?;
@@ -194,12 +201,8 @@ impl Kernel {
         self.config.clock_base = clock.base;
         self.config.clock_tick = clock.tick;
         // Nothing was ever judged here: connections may have begun before.
-        if first && self.config.generation == 0 && self.established.keys().next().is_none() {
+        if first && self.config.generation == 0 && self.established.flows().next().is_none() {
             self.config.pickup_until = clock::now() + PICKUP;
-        }
-        // Drawn once for a table: by it lie the flows that are there already.
-        while self.config.secret == Secret::default() {
-            self.config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
         }
         let sets = self.half_open.info().map_err(|source| AttachError::Map {
             map: maps::CT_NEW,
@@ -395,7 +398,7 @@ impl Kernel {
     }
 
     /// Confirmed flows.
-    pub fn established(&mut self) -> &mut HashMap<MapData, FlowKey, FlowEntry> {
+    pub fn established(&mut self) -> &mut Established {
         &mut self.established
     }
 

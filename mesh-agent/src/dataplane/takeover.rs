@@ -8,36 +8,44 @@
 use std::fs;
 
 use anyhow::Context as _;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::SchedClassifier;
-use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::flow::{Flow, FlowEntry, FlowKey, flags};
 use mesh_common::maps::{self, Shape};
+use mesh_common::place::Place;
 
 use super::attach::{Chain, Hook, Left, Way};
+use super::established::{Established, Only};
 use super::pins::{Folder, Role};
+use super::walk::bounded;
 
-/// `BPF_NOEXIST`: do not overwrite.
-const ONLY_NEW: u64 = 1;
-
-type Flows = HashMap<MapData, FlowKey, FlowEntry>;
+/// Of `ct_est` before layout 7: flows lay under their keys.
+const BY_KEY: Shape = Shape::new::<FlowKey, FlowEntry>();
 
 /// Copies the confirmed flows of `from` that are not in `to` yet; returns how many were seen. A table
 /// of another shape is left.
-pub(super) fn carry_flows(from: &Folder, to: &mut Flows) -> anyhow::Result<usize> {
-    if from.shape(maps::CT_EST)? != Some(Shape::of(maps::CT_EST)) {
+pub(super) fn carry_flows(from: &Folder, to: &mut Established) -> anyhow::Result<usize> {
+    let Some(shape) = from.shape(maps::CT_EST)? else {
         return Ok(0);
-    }
-    let pinned = MapData::from_pin(from.map(maps::CT_EST))?;
-    let old: Flows = Map::HashMap(pinned).try_into()?;
-    let mut carried = 0;
-    for flow in &old {
-        let (key, mut entry) = flow?;
+    };
+    let old = || MapData::from_pin(from.map(maps::CT_EST)).map(Map::HashMap);
+    let flows: Vec<(FlowKey, FlowEntry)> = if shape == Shape::of(maps::CT_EST) {
+        let old: HashMap<_, Place, Flow> = old()?.try_into()?;
+        let flows = bounded(&old).map(|found| found.map(|(_, flow)| (flow.key, flow.entry)));
+        flows.collect::<Result<_, MapError>>()?
+    } else if shape == BY_KEY {
+        let old: HashMap<_, FlowKey, FlowEntry> = old()?.try_into()?;
+        bounded(&old).collect::<Result<_, MapError>>()?
+    } else {
+        return Ok(0);
+    };
+    let carried = flows.len();
+    for (key, mut entry) in flows {
         entry.state.generation = 0;
         // The first layout knew it by the table alone.
         entry.state.flags |= flags::CONFIRMED;
-        carried += 1;
         // There already, or no room: then the flow has to be opened anew.
-        let _ = to.insert(key, entry, ONLY_NEW);
+        let _ = to.put(key, entry, Only::New);
     }
     Ok(carried)
 }

@@ -10,6 +10,7 @@ use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_core::dataplane::Tables;
 
+use super::established::Only;
 use super::tables::{ApplyError, Kernel};
 use super::{clock, half_open};
 
@@ -17,7 +18,7 @@ impl Kernel {
     /// What one of the two tables of flows holds.
     pub(super) fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let flows = match stage {
-            Stage::Established => bounded(&self.established).collect(),
+            Stage::Established => self.established.flows().collect(),
             Stage::HalfOpen => half_open::flows(&self.half_open, clock::now()),
         };
         flows.map_err(ApplyError::at("read a flow"))
@@ -41,10 +42,10 @@ impl Kernel {
         tables: &Tables,
         revoke: &SchedClassifier,
     ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        let mut ended = self.ended(bounded(&self.established), tables)?;
+        let mut ended = self.ended(self.established.flows(), tables)?;
         for (key, entry) in &ended {
             // Gone already is as good.
-            let _ = self.established.insert(key, entry, ONLY_THERE);
+            let _ = self.established.put(*key, *entry, Only::There);
         }
         let half_open = half_open::flows(&self.half_open, clock::now())
             .map_err(ApplyError::at("read a flow"))?;
@@ -83,9 +84,6 @@ impl Kernel {
         Ok(ended)
     }
 }
-
-/// `BPF_EXIST`: replace, and do not bring back what is gone.
-const ONLY_THERE: u64 = 2;
 
 /// Twice what the largest table holds.
 const MOST_STEPS: usize = 1 << 21;

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::Array;
+use mesh_agent::dataplane::Only;
 use mesh_common::addr::Prefix;
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
-use mesh_common::maps::{CT_EST, LAYOUT_VERSION};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{
     Address, Be16, Direction, Identity, IdentityEntry, PolicyEntry, PolicyKey, RuleId,
@@ -207,7 +207,7 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
     };
     bench.dataplane.apply(&tables(world))?;
     let generation = bench.dataplane.kernel().generation();
-    let mut flows = flows(bench)?;
+    let flows = bench.dataplane.kernel().established();
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     for index in 0..FLOWS {
         let key = FlowKey {
@@ -229,7 +229,7 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
             state,
             ..FlowEntry::default()
         };
-        flows.insert(key, entry, 0)?;
+        flows.put(key, entry, Only::New)?;
     }
     spread(bench, [world.peers, FLOWS, 1])?;
     let packet = tcp(Ipv4Addr::from(FIRST).into(), ME.into(), [1_024, PORT], ACK);
@@ -248,8 +248,9 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
         "some of the flows were not known"
     );
     rows.push(row);
-    for index in flows.keys().collect::<Result<Vec<_>, _>>()? {
-        flows.remove(&index)?;
+    let flows = bench.dataplane.kernel().established();
+    for (key, _) in flows.flows().collect::<Result<Vec<_>, _>>()? {
+        flows.remove(&key)?;
     }
     Ok(())
 }
@@ -397,12 +398,4 @@ fn spread(bench: &mut Bench, values: [u32; 3]) -> Result<()> {
         spread.set(slot, value, 0)?;
     }
     Ok(())
-}
-
-fn flows(bench: &Bench) -> Result<HashMap<MapData, FlowKey, FlowEntry>> {
-    let layout = bench
-        .bpffs
-        .folder("bench")
-        .join(format!("v{LAYOUT_VERSION}"));
-    Ok(Map::HashMap(MapData::from_pin(layout.join(CT_EST))?).try_into()?)
 }

@@ -27,7 +27,8 @@ pub(super) fn alone() -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) dataplane: Dataplane,
-    pub(super) bpffs: Bpffs,
+    /// Mounted until the bench ends.
+    _bpffs: Bpffs,
 }
 
 impl Bench {
@@ -49,7 +50,10 @@ impl Bench {
             let program: &mut SchedClassifier = program.context("the bench object")?.try_into()?;
             program.load()?;
         }
-        Ok(Self { dataplane, bpffs })
+        Ok(Self {
+            dataplane,
+            _bpffs: bpffs,
+        })
     }
 
     /// Nanoseconds per run, the kernel's own share included.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{Array, Map, MapData};
-use mesh_agent::dataplane::half_open_flows;
+use mesh_agent::dataplane::{Established, Only, half_open_flows};
 use mesh_common::flow::{FlowEntry, FlowKey, FragmentEntry, FragmentKey, Stage};
 use mesh_common::half_open::Set;
 use mesh_common::maps;
@@ -24,8 +24,7 @@ impl Kernel {
     pub(crate) fn flows(&self) -> Vec<Remembered> {
         let half_open = self.half_open().into_iter();
         let half_open = half_open.map(|(key, entry)| (Stage::HalfOpen, key, entry));
-        let established = self.established();
-        let established = established.iter().map(Result::unwrap);
+        let established = self.established().into_iter();
         let established = established.map(|(key, entry)| (Stage::Established, key, entry));
         let all = half_open.chain(established);
         all.map(|(stage, key, entry)| Remembered { stage, key, entry })
@@ -35,13 +34,12 @@ impl Kernel {
     /// Remembers these flows and no other.
     pub(crate) fn set_flows(&self, flows: &[Remembered]) {
         let of = |stage| flows.iter().filter(move |flow| flow.stage == stage);
-        let mut established = self.established();
-        let keys: Vec<_> = established.keys().map(Result::unwrap).collect();
-        for key in keys {
+        let mut established = self.ct_est();
+        for (key, _) in self.established() {
             established.remove(&key).unwrap();
         }
         for flow in of(Stage::Established) {
-            established.insert(flow.key, flow.entry, 0).unwrap();
+            established.put(flow.key, flow.entry, Only::New).unwrap();
         }
         let half_open: Vec<_> = of(Stage::HalfOpen)
             .map(|flow| (flow.key, flow.entry))
@@ -76,10 +74,9 @@ impl Kernel {
         let half_open = self.half_open();
         let later: Vec<_> = half_open.iter().copied().map(aged).collect();
         self.set_half_open(&half_open, &later);
-        let mut established = self.established();
-        let all: Vec<_> = established.iter().map(Result::unwrap).collect();
-        for (key, entry) in all.into_iter().map(aged) {
-            established.insert(key, entry, 0).unwrap();
+        let mut established = self.ct_est();
+        for (key, entry) in self.established().into_iter().map(aged) {
+            established.put(key, entry, Only::There).unwrap();
         }
         let mut fragments = self.fragments();
         let all: Vec<_> = fragments.iter().map(Result::unwrap).collect();
@@ -90,8 +87,13 @@ impl Kernel {
     }
 
     /// Confirmed flows.
-    pub(crate) fn established(&self) -> Table<FlowKey, FlowEntry> {
-        self.pinned(maps::CT_EST)
+    pub(crate) fn established(&self) -> Vec<(FlowKey, FlowEntry)> {
+        self.ct_est().flows().map(Result::unwrap).collect()
+    }
+
+    /// Their table.
+    pub(crate) fn ct_est(&self) -> Established {
+        Established::new(self.pinned(maps::CT_EST), self.config().secret)
     }
 
     /// Flows that wait for their confirmation, or for room.
