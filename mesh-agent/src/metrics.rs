@@ -202,6 +202,12 @@ fn counts(
     }
 }
 
+/// As a label's value (Prometheus text format 0.0.4).
+fn escaped(value: &str) -> String {
+    let value = value.replace('\\', r"\\").replace('"', r#"\""#);
+    value.replace('\n', r"\n")
+}
+
 fn dataplane(text: &mut String, look: &Snapshot, counters: &Counters) {
     let passed = counters.passed.iter().map(|(direction, count)| {
         let labels = format!("direction=\"{}\"", direction.name());
@@ -216,9 +222,12 @@ fn dataplane(text: &mut String, look: &Snapshot, counters: &Counters) {
     counts(text, "dropped", "What was dropped, by reason.", dropped);
     let rules = look.netmap.as_deref().map(|netmap| &netmap.policy.rules);
     let rules = counters.rules.iter().map(|(rule, count)| {
-        let line = rules.and_then(|rules| rules.get(rule));
-        let line = line.map_or(0, |rule| rule.line);
-        (format!("rule=\"{}\",line=\"{line}\"", rule.0), *count)
+        // A rule that the policy no longer has goes on counting until its counter is taken away.
+        let known = rules.and_then(|rules| rules.get(rule));
+        let (file, line) = known.map_or(("", 0), |rule| (&*rule.file, rule.line));
+        let file = escaped(file);
+        let labels = format!("rule=\"{}\",file=\"{file}\",line=\"{line}\"", rule.0);
+        (labels, *count)
     });
     let help = "Flows that a rule admitted by their first packet, and packets that it refused.";
     counts(text, "rule", help, rules);
@@ -277,10 +286,15 @@ mod tests {
         let response = respond(&Method::GET, "/metrics", &broken(), Some(&counters));
         for line in [
             "mesh_dataplane_dropped_bytes_total{direction=\"ingress\",reason=\"no rule\"} 180\n",
-            "mesh_dataplane_rule_packets_total{rule=\"7\",line=\"0\"} 3\n",
+            "mesh_dataplane_rule_packets_total{rule=\"7\",file=\"\",line=\"0\"} 3\n",
         ] {
             assert!(response.body().contains(line), "{}", response.body());
         }
+    }
+
+    #[test]
+    fn a_label_ends_where_it_should() {
+        assert_eq!(escaped("a\"b\\c\nd.hujson"), r#"a\"b\\c\nd.hujson"#);
     }
 
     #[test]
