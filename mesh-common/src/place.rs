@@ -2,9 +2,8 @@
 //!
 //! What is hard is that whoever sends chooses what is hashed: if flows could be found that share a place, a
 //! few packets would push out somebody else's. So the hash has a secret, and is one whose collisions are
-//! known to be as rare as chance whatever is hashed; and it must cost less than the look-up that it is for. The
-//! kernel's own hash of a key of 40 bytes (jhash) takes some 150 instructions and finds no two packets of a
-//! connection alike; of a place it takes a fourth.
+//! known to be as rare as chance whatever is hashed; and it must cost less than the look-up that it is for: the
+//! kernel's own hash (jhash) takes some 150 instructions for a key of 40 bytes, and a fourth of that for a place.
 
 use crate::flow::FlowKey;
 

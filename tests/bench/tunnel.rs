@@ -30,10 +30,10 @@ const PORT: u16 = 51820;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Seconds of one measurement, 4 if not said; with --vm, whose clock is slow, 1
-    #[arg(long)]
-    seconds: Option<u32>,
-    /// Rounds, 3 if not said, of which the best counts; with --vm 40, of which the median counts
+    /// Seconds of one measurement.
+    #[arg(long, default_value_t = 4, conflicts_with = "vm")]
+    seconds: u32,
+    /// Rounds, 3 if not said, of which the best counts; with --vm 5, of which the median counts
     #[arg(long)]
     rounds: Option<u32>,
     /// Bytes of an inner packet.
@@ -62,15 +62,14 @@ const LOADS: [(&str, &[&str]); 3] = [
 
 pub(crate) fn run(options: Options) -> Result<()> {
     if options.vm {
-        let seconds = options.seconds.unwrap_or(1);
-        let rounds = options.rounds.unwrap_or(40);
+        let rounds = options.rounds.unwrap_or(5);
         return tunnel_vm::outside(&tunnel_vm::Options {
             kernel: options.kernel,
-            rounds: tunnel_vm::Rounds::new(seconds, rounds, options.mtu),
+            rounds: tunnel_vm::Rounds::new(rounds, options.mtu),
             json: options.json,
         });
     }
-    let seconds = options.seconds.unwrap_or(4);
+    let seconds = options.seconds.to_string();
     let rounds = options.rounds.unwrap_or(3);
     let runtime = Runtime::new()?;
     let lab = Lab::new(&std::env::temp_dir())?;
@@ -96,7 +95,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
     for _ in 0..rounds {
         for (load, arguments) in LOADS {
             for (system, from, _, to) in &systems {
-                let rate = iperf(from, *to, seconds, arguments)
+                let arguments = [&["--time", &seconds], arguments].concat();
+                let rate = iperf(from, *to, &arguments)
                     .with_context(|| format!("{load} through {system}"))?;
                 println!("{load:>14} {system:>13} {rate:8.0} Mbit/s");
                 let entry = best.entry(format!("{load}_{system}")).or_default();
@@ -223,9 +223,9 @@ pub(crate) fn server(host: &Host) -> Result<Process> {
 }
 
 /// Megabits a second of payload that arrived, both directions together.
-pub(crate) fn iperf(from: &Host, to: IpAddr, seconds: u32, arguments: &[&str]) -> Result<f64> {
-    let (to, seconds) = (to.to_string(), seconds.to_string());
-    let common = ["--json", "--client", &to, "--time", &seconds];
+pub(crate) fn iperf(from: &Host, to: IpAddr, arguments: &[&str]) -> Result<f64> {
+    let to = to.to_string();
+    let common = ["--json", "--client", &to];
     let report = from.run("iperf3", &[&common[..], arguments].concat())?;
     let report: Value = serde_json::from_str(&report).context("read iperf3's report")?;
     let end = &report["end"];

@@ -5,12 +5,13 @@
 //!              ├─ underlay ─┤
 //!   c ─ mesh0 ─┘            └─ mesh0 ─ d
 //! ```
-//! Two tunnels that are alike. One has our programs on it, and the other in the next round: `mesh_in` and
+//! Two tunnels that are alike. One has our programs on it, and the other in the next turn: `mesh_in` and
 //! `mesh_eg` on both mesh devices, the guard on both wires. What is asked for are a few hundredths, and a host
 //! that others use is quicker or slower by more than that from one second to the next. So the machine has a
 //! clock of its own, [`Clock::Instructions`], and a tunnel is as slow as the instructions that its packets
 //! take, by both of its ends on the one processor that there is. How many of them TCP lets travel together
-//! still varies from connection to connection: of each round the ratio counts, of all rounds the median.
+//! still varies from connection to connection, by two hundredths of the ratio: so a round has many of them, of each
+//! round the ratio of the means counts, and of all rounds the median.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -43,10 +44,7 @@ const FIGURES: &str = "figures: ";
 
 #[derive(Debug, Args)]
 pub(crate) struct Rounds {
-    /// Seconds of one measurement of throughput.
-    #[arg(long)]
-    seconds: u32,
-    /// Rounds, each with both systems.
+    /// Rounds, each of so many [`TURNS`].
     #[arg(long)]
     rounds: u32,
     /// Bytes of an inner packet.
@@ -62,12 +60,8 @@ pub(crate) struct Options {
 }
 
 impl Rounds {
-    pub(crate) fn new(seconds: u32, rounds: u32, mtu: u32) -> Self {
-        Self {
-            seconds,
-            rounds,
-            mtu,
-        }
+    pub(crate) fn new(rounds: u32, mtu: u32) -> Self {
+        Self { rounds, mtu }
     }
 }
 
@@ -109,12 +103,8 @@ pub(crate) fn outside(options: &Options) -> Result<()> {
     let target = release.parent().context("find the target folder")?;
     let cache = target.join("vm");
     let at = format!("{RELEASE_FOLDER}/mesh-bench");
-    let Rounds {
-        seconds,
-        rounds,
-        mtu,
-    } = options.rounds;
-    let numbers = [("--seconds", seconds), ("--rounds", rounds), ("--mtu", mtu)];
+    let Rounds { rounds, mtu } = options.rounds;
+    let numbers = [("--rounds", rounds), ("--mtu", mtu)];
     let numbers = numbers.map(|(name, value)| format!("{name}={value}"));
     let guest = Guest {
         clock: Clock::Instructions,
@@ -125,8 +115,8 @@ pub(crate) fn outside(options: &Options) -> Result<()> {
                 .chain(numbers)
                 .collect(),
             environment: BTreeMap::new(),
-            // Two systems, each with a throughput and a series of pings, on a busy host.
-            limit_seconds: 120 + u64::from(rounds) * 2 * (u64::from(seconds) + 30),
+            // Of which a quiet host takes a tenth.
+            limit_seconds: 120 + u64::from(rounds) * 1_200,
         }],
         programs: vec![
             ("/init".to_owned(), release.join("mesh-vm-init")),
@@ -174,7 +164,7 @@ pub(crate) fn outside(options: &Options) -> Result<()> {
 }
 
 /// What is measured of one tunnel in one round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Measured {
     throughput: f64,
     ping: f64,
@@ -225,18 +215,17 @@ pub(crate) fn inside(options: &Rounds) -> Result<()> {
     let tunnels = [tunnel(["a", "b"], 1)?, tunnel(["c", "d"], 3)?];
     // Handshake, caches, and the congestion window that the route remembers.
     for judged in 0..tunnels.len() {
-        measure(&tunnels, judged, options.seconds)?;
+        measure(&tunnels, judged)?;
     }
     let (mut bare, mut mesh) = (Vec::new(), Vec::new());
-    for round in 0..options.rounds {
-        let judged = round as usize % 2;
-        let measured = measure(&tunnels, judged, options.seconds)?;
-        for (name, of) in [("bare", measured[1 - judged]), ("mesh", measured[judged])] {
+    for number in 0..options.rounds {
+        let round = round(&tunnels)?;
+        for (name, of) in [("bare", round[0]), ("mesh", round[1])] {
             let Measured { throughput, ping } = of;
-            println!("round {round}: {name} {throughput:8.1} Mbit/s, ping {ping:.3} ms");
+            println!("round {number}: {name} {throughput:8.1} Mbit/s, ping {ping:.3} ms");
         }
-        bare.push(measured[1 - judged]);
-        mesh.push(measured[judged]);
+        bare.push(round[0]);
+        mesh.push(round[1]);
     }
     let series = |of: &[Measured], what: fn(&Measured) -> f64| of.iter().map(what).collect();
     let ratio = |what: fn(&Measured) -> f64| {
@@ -256,8 +245,22 @@ pub(crate) fn inside(options: &Rounds) -> Result<()> {
     Ok(())
 }
 
-/// Both tunnels, the one with our programs on it.
-fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measured; 2]> {
+/// The means of many turns, bare and judged.
+fn round(tunnels: &[Tunnel; 2]) -> Result<[Measured; 2]> {
+    let mut round = [Measured::default(); 2];
+    for judged in [0, 1].into_iter().cycle().take(TURNS.into()) {
+        let measured = measure(tunnels, judged)?;
+        let turn = [measured[1 - judged], measured[judged]];
+        for (mean, of) in round.iter_mut().zip(turn) {
+            mean.throughput += of.throughput / f64::from(TURNS);
+            mean.ping += of.ping / f64::from(TURNS);
+        }
+    }
+    Ok(round)
+}
+
+/// Both tunnels, one with our programs on it.
+fn measure(tunnels: &[Tunnel; 2], judged: usize) -> Result<[Measured; 2]> {
     let programs: Vec<_> = tunnels[judged]
         .ends
         .iter()
@@ -265,7 +268,7 @@ fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measur
         .collect::<Result<_>>()?;
     let mut throughput = [0.0; 2];
     for (tunnel, throughput) in tunnels.iter().zip(&mut throughput) {
-        *throughput = iperf(tunnel.near(), tunnel.far_address(), seconds, &WINDOW)?;
+        *throughput = iperf(tunnel.near(), tunnel.far_address(), &CONNECTION)?;
     }
     let mut pings = [0.0; 2];
     for (tunnel, ping) in tunnels.iter().zip(&mut pings) {
@@ -289,12 +292,16 @@ fn measure(tunnels: &[Tunnel; 2], judged: usize, seconds: u32) -> Result<[Measur
     }))
 }
 
-/// What the sockets buffer. With as much as TCP wants, queues on the way overflow, some fifty segments of a connection
-/// are sent again, and how long that takes is what makes one quicker than the next; with this none is.
-const WINDOW: [&str; 2] = ["--window", "256K"];
+/// In a round, half of them with one tunnel judged and half with the other.
+const TURNS: u8 = 16;
+
+/// What a connection carries, and what its sockets buffer. With as much as TCP wants, queues on the way overflow, some
+/// fifty segments of a connection are sent again, and how long that takes is what makes one quicker than the next;
+/// with this none is.
+const CONNECTION: [&str; 4] = ["--bytes", "10M", "--window", "256K"];
 
 /// How many echo requests make one median.
-const PINGS: u32 = 300;
+const PINGS: u32 = 100;
 
 /// The median round trip, in milliseconds.
 fn round_trip(tunnel: &Tunnel) -> Result<f64> {
