@@ -9,7 +9,7 @@ use mesh_common::{Be16, PolicyEntry, PolicyKey};
 use mesh_core::Direction::{self, Egress, Ingress};
 use mesh_core::{Identity, RuleId};
 
-use crate::packet::{Body, Fragment};
+use crate::packet::{Body, Fragment, Packet};
 use crate::scene::*;
 
 #[test]
@@ -367,4 +367,18 @@ fn a_super_packet_counts_as_its_segments() {
     let after = kernel.dataplane().counters().unwrap().passed[&Ingress];
     assert_eq!(after.packets, before.packets + 7);
     assert_eq!(after.bytes, before.bytes + 40);
+}
+
+/// A program keeps what it was told of the near address beside that address, which is this one at first.
+#[test]
+fn nobody_has_the_unspecified_address() {
+    let mut kernel = kernel();
+    let known = from_peer(true, UDP);
+    let unspecified = Packet {
+        destination: "::".parse().unwrap(),
+        ..known.clone()
+    };
+    assert_eq!(kernel.outcome(Ingress, &known.bytes()), PASS);
+    let outcome = kernel.outcome(Ingress, &unspecified.bytes());
+    assert_eq!(outcome, Err("unknown local address"));
 }
