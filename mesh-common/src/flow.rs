@@ -3,7 +3,7 @@
 //! A flow is keyed by far and near end, not by source and destination, so both directions meet in
 //! one entry without sorting. Entries of hash maps can be recycled for another key while a program
 //! still holds a pointer to them: so whatever grants something (the generation above all) is only
-//! ever written by inserting a whole entry under its key, never through such a pointer.
+//! ever written by inserting a whole entry in its place, never through such a pointer.
 
 use crate::packet::proto;
 use crate::policy::{Direction, RuleId};
@@ -117,7 +117,7 @@ pub struct FlowEntry {
     pub opened: u64,
 }
 
-/// The value of `ct_est`, and what lies in `ct_new`: a flow's place tells of it only nearly.
+/// The value of `ct_est`, and what lies in `ct_new`. With its key, as another flow may have the same place.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {

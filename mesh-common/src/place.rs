@@ -28,8 +28,9 @@ impl Place {
     /// NH (RFC 4418, section 5.2.2), of which two flows that are not one have the same sum with one of 2³²
     /// secrets; then a step of multiplicative hashing (Knuth, TAOCP 3, 6.4), as what is best mixed is in the middle.
     ///
-    /// So what lies in a place is the flow that was looked for only if its key says so. Of two in one place, one
-    /// pair in 2³², the second is not established while the first is.
+    /// So what lies in a place is the flow that was looked for only if its key says so. Of two in one place, a pair
+    /// in 2³², the later pushes the earlier out while both are half-open; while one is established the other stays
+    /// half-open.
     #[inline(always)]
     pub fn of(key: &FlowKey, secret: &Secret) -> Self {
         let words = key.words();

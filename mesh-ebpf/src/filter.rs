@@ -40,7 +40,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
                 seen.set(remember(key, direction, kind, tcp, place));
                 return false;
             };
-            let meta = Meta::new(ctx, AT, direction, config);
+            let meta = Meta::new(ctx, AT, direction, meta::now(config));
             // SAFETY: the pointer that the look-up returned.
             unsafe {
                 let state = &(*entry).state;
@@ -113,7 +113,6 @@ fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, place: Pla
 /// What becomes of a packet that was judged.
 #[inline(never)]
 fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direction) -> i32 {
-    let meta = &Meta::new(ctx, AT, direction, config);
     let Some(scratch) = scratch() else {
         return DROP;
     };
@@ -124,6 +123,7 @@ fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direct
         flow,
         asked,
     } = unsafe { &mut *scratch };
+    let meta = &Meta::new(ctx, AT, direction, asked.now);
     // SAFETY: always written.
     let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_ref()) };
     Tables::new(config, asked).carry_out(facts, verdict, meta, flow);
@@ -225,7 +225,7 @@ fn read<const AT: usize>(
     }
 }
 
-/// Of a packet that cannot be read the verdict is there already.
+/// Writes the verdict; that of a packet that cannot be read is there already.
 #[inline(never)]
 fn judge(scratch: &mut Scratch, config: &Config, seen: Seen) -> u32 {
     let Scratch {
@@ -234,18 +234,18 @@ fn judge(scratch: &mut Scratch, config: &Config, seen: Seen) -> u32 {
         asked,
         ..
     } = scratch;
-    asked.forget(config.generation);
+    asked.forget(config.generation, meta::now(config));
     asked.absent = u32::from(seen == Seen::NewFlow);
     if seen == Seen::Nothing {
         return 0;
     }
     // SAFETY: written, as nothing was refused.
     let facts = unsafe { facts.assume_init_mut() };
-    let now = meta::now(config);
+    let now = asked.now;
     let tables = &Tables::new(config, asked);
     let reached = match complete(facts, now, tables) {
         Ok(()) => {
-            tables.find_place(&facts.key);
+            tables.note_place(&facts.key);
             decide(facts, now, tables)
         }
         Err(reason) => Verdict::refused(reason),

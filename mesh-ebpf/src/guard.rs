@@ -12,7 +12,7 @@ use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
 
 use crate::entry::{DROP, NEXT};
 use crate::maps::CFG;
-use crate::meta::Meta;
+use crate::meta::{self, Meta};
 use crate::{events, stats};
 
 #[inline(always)]
@@ -59,7 +59,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         pad: 0,
         pad2: 0,
     };
-    let meta = Meta::new(ctx, 0, Direction::Ingress, config);
+    let meta = Meta::new(ctx, 0, Direction::Ingress, meta::now(config));
     stats::count(&verdict, &meta);
     events::deny(&key, 0, 0, &verdict, &meta);
     DROP

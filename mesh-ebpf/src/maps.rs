@@ -92,14 +92,15 @@ pub struct Scratch {
 /// What look-ups have found, and what one answers that finds nobody: here a verifier takes both for
 /// the same.
 pub struct Asked {
-    /// [`Config::generation`] as it was when the packet came.
+    /// [`Config::generation`] and the time, as they were before anything was asked.
     pub generation: u32,
+    pub now: u64,
     /// Whether it is known that neither table holds the flow.
     pub absent: u32,
     /// Whether the table holds the flow, alive or not.
     pub established: Cell<u32>,
     pub half_open: Cell<u32>,
-    /// Where the flow lies among either.
+    /// Where the flow lies in either table.
     pub place: Cell<Place>,
     /// Whether the peer of a flow that was opened had a token for an event.
     pub heard: Cell<u32>,
@@ -121,10 +122,11 @@ unsafe impl Sync for Asked {}
 impl Asked {
     /// All but what was noted before it is asked for, and what is for the next packet too. Word by word, or the compiler makes it a call of memset, which writes byte by byte.
     #[inline(always)]
-    pub fn forget(&mut self, generation: u32) {
+    pub fn forget(&mut self, generation: u32, now: u64) {
         // SAFETY: fields of a value that we hold alone.
         unsafe {
             (&raw mut self.generation).write_volatile(generation);
+            (&raw mut self.now).write_volatile(now);
             (&raw mut self.established).write_volatile(Cell::new(0));
             (&raw mut self.half_open).write_volatile(Cell::new(0));
             (&raw mut self.absent).write_volatile(0);

@@ -17,11 +17,11 @@ pub struct Meta {
 impl Meta {
     /// `at` is where the IP header starts.
     #[inline(always)]
-    pub fn new(ctx: &TcContext, at: usize, direction: Direction, config: &Config) -> Self {
+    pub fn new(ctx: &TcContext, at: usize, direction: Direction, now: u64) -> Self {
         // SAFETY: a field of the context that the kernel lets classifiers read.
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
         Self {
-            now: now(config),
+            now,
             bytes: u64::from(ctx.len()) - at as u64,
             segments: if segments == 0 { 1 } else { segments },
             direction,

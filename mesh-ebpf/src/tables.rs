@@ -1,7 +1,7 @@
 //! The maps as [`decide`](mesh_common::decide) asks for them, and its effects carried out.
 //!
-//! The generation is read once, before any look-up, and stamped into whatever is written: a swap of
-//! the policy in between makes the entry stale, never wrong.
+//! The generation is read before anything that it vouches for is looked up, and stamped into whatever is written: a
+//! swap of the policy in between makes the entry stale, never wrong.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::mem::MaybeUninit;
@@ -38,7 +38,7 @@ impl<'a> Tables<'a> {
 
     /// Notes where the flow would lie. Of one that is known to be new it was noted before.
     #[inline(always)]
-    pub fn find_place(&self, key: &FlowKey) {
+    pub fn note_place(&self, key: &FlowKey) {
         if self.asked.absent != 0 {
             return;
         }
@@ -48,12 +48,13 @@ impl<'a> Tables<'a> {
     /// As a map's key, where it is noted: that takes no stack.
     #[inline(always)]
     fn place(&self) -> &Place {
-        // SAFETY: nobody writes it while the packet is judged.
+        // SAFETY: nobody writes it once it is noted.
         unsafe { &*self.asked.place.as_ptr() }
     }
 
     /// Remembers what the verdict wants remembered. A full table forgets, which costs the flow its
-    /// state and grants nobody anything. `flow` is what it is afterwards, if the verdict has an event.
+    /// state and grants nobody anything. `flow.entry` is the flow afterwards, if the verdict has an event; its key
+    /// is there to be written.
     #[inline(always)]
     pub fn carry_out(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, flow: &mut Flow) {
         match verdict.effect {
@@ -141,12 +142,7 @@ impl<'a> Tables<'a> {
                 entry.bytes[1] += meta.bytes;
             }
         }
-        if matches!(stage, Stage::Established)
-            && establish(self.place(), facts, flow, was_established)
-        {
-            if !was_established {
-                held(verdict.state.peer, opened, 1);
-            }
+        if matches!(stage, Stage::Established) && self.establish(facts, flow, was_established) {
             if was_half_open {
                 half_open::remove(place, &facts.key);
             }
@@ -157,6 +153,24 @@ impl<'a> Tables<'a> {
             }
         }
         0
+    }
+
+    /// Puts the flow into `ct_est`; false if there is no room, or another in its place.
+    #[inline(always)]
+    fn establish(&self, facts: &Facts, flow: &mut Flow, was_established: bool) -> bool {
+        flow.key = facts.key;
+        if was_established {
+            return CT_EST.insert(self.place(), &*flow, 0).is_ok();
+        }
+        if CT_EST
+            .insert(self.place(), &*flow, u64::from(BPF_NOEXIST))
+            .is_ok()
+        {
+            held(flow.entry.state.peer, flow.entry.state.opened(), 1);
+            return true;
+        }
+        // Another CPU may have done so since we looked.
+        find_established(self.place(), &facts.key).is_some()
     }
 }
 
@@ -194,14 +208,6 @@ unsafe fn is_same(a: *const FlowKey, b: *const FlowKey) -> bool {
         differ |= unsafe { a.add(word).read_volatile() ^ b.add(word).read_volatile() };
     }
     differ == 0
-}
-
-/// Puts the flow into `ct_est`; false if there is no room, or another in its place.
-#[inline(always)]
-fn establish(place: &Place, facts: &Facts, flow: &mut Flow, is_there: bool) -> bool {
-    flow.key = facts.key;
-    let only_new = if is_there { 0 } else { BPF_NOEXIST };
-    CT_EST.insert(place, &*flow, u64::from(only_new)).is_ok()
 }
 
 /// Counts a flow in or, by the greatest number, out.

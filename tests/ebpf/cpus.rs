@@ -4,7 +4,7 @@ use mesh_core::Direction;
 
 use crate::scene::*;
 
-const THREADS: u64 = 4;
+const THREADS: u32 = 4;
 const RUNS: u32 = 100_000;
 
 #[test]
@@ -23,7 +23,7 @@ fn packets_of_one_flow_on_every_cpu_are_all_counted() {
         panic!("one flow: {flows:?}");
     };
     // The SYN and the ACK before.
-    let packets = THREADS * u64::from(RUNS) + 2;
+    let packets = u64::from(THREADS * RUNS) + 2;
     assert_eq!(u64::from(entry.packets[0]), packets);
     assert_eq!(entry.bytes[0], packets * packet.len() as u64);
     assert_eq!(entry.packets[1], 1);

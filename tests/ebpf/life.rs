@@ -158,6 +158,19 @@ fn pins_that_were_taken_away_are_made_again() {
     assert_eq!(kernel.established().len(), 1);
 }
 
+/// By it flows have their places, so without it nobody would find them, nor take them away.
+#[test]
+fn with_the_secret_the_flows_are_gone() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables());
+    handshake(&mut kernel);
+    kernel.kill();
+    std::fs::remove_file(kernel.pin(maps::CFG)).unwrap();
+    kernel.start();
+    assert_eq!(kernel.established().len(), 0);
+    assert_ne!(kernel.config().pickup_until, 0);
+}
+
 pub(crate) fn layout() -> String {
     format!("v{}", maps::LAYOUT_VERSION)
 }

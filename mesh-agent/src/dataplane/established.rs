@@ -1,6 +1,7 @@
 //! The kernel's table of established flows, as the agent sees it: flows by their keys.
 //!
-//! The kernel's keys are places, which hang on a secret. Whatever lies in a place says itself whose it is.
+//! The kernel's keys are places, which hang on a secret. Whatever lies in a place says itself whose it is, and who
+//! reads asks. Who writes does not: a neighbour that came into the place meanwhile loses its state.
 
 use aya::maps::{HashMap, MapData, MapError};
 use mesh_common::flow::{Flow, FlowEntry, FlowKey};
@@ -27,6 +28,12 @@ pub struct Established {
 impl Established {
     pub fn new(map: HashMap<MapData, Place, Flow>, secret: Secret) -> Self {
         Self { map, secret }
+    }
+
+    /// Forgets all, which under another secret nobody would find.
+    pub(super) fn clear(&mut self) -> Result<(), MapError> {
+        let places: Vec<Place> = self.map.keys().collect::<Result<_, _>>()?;
+        places.iter().try_for_each(|place| self.map.remove(place))
     }
 
     pub fn get(&self, key: &FlowKey) -> Result<FlowEntry, MapError> {

@@ -129,8 +129,13 @@ impl Kernel {
         };
         let mut config = cfg.get(&0, 0).map_err(unreadable)?;
         // Drawn once for the tables: by it lie the flows that are there already.
+        let is_new = config.secret == Secret::default();
         while config.secret == Secret::default() {
             config.secret = Secret(array::from_fn(|_| OsRng.next_u32()));
+        }
+        let mut established = Established::new(take(ebpf, maps::CT_EST)?, config.secret);
+        if is_new {
+            established.clear().map_err(unreadable)?;
         }
         let mut kernel = Self {
             flow_capacity: flow_capacity.max_entries(),
@@ -141,7 +146,7 @@ impl Kernel {
             rule_ctr: take(ebpf, maps::RULE_CTR)?,
             reason_ctr: take(ebpf, maps::REASON_CTR)?,
             events_lost: take(ebpf, maps::EVENT_LOST)?,
-            established: Established::new(take(ebpf, maps::CT_EST)?, config.secret),
+            established,
             half_open: match ebpf.take_map(maps::CT_NEW) {
                 Some(Map::Array(sets)) => sets,
                 _ => return Err(AttachError::Incomplete(maps::CT_NEW)),

@@ -21,6 +21,7 @@ use super::walk::bounded;
 
 /// Of `ct_est` before layout 7: flows lay under their keys.
 const BY_KEY: Shape = Shape::new::<FlowKey, FlowEntry>();
+const _: () = assert!(BY_KEY.key == 40 && BY_KEY.value == 64);
 
 /// Copies the confirmed flows of `from` that are not in `to` yet; returns how many were seen. A table
 /// of another shape is left.
@@ -44,7 +45,7 @@ pub(super) fn carry_flows(from: &Folder, to: &mut Established) -> anyhow::Result
         entry.state.generation = 0;
         // The first layout knew it by the table alone.
         entry.state.flags |= flags::CONFIRMED;
-        // There already, or no room: then the flow has to be opened anew.
+        // There already, no room, or another in its place: then the flow has to be opened anew.
         let _ = to.put(key, entry, Only::New);
     }
     Ok(carried)
