@@ -20,7 +20,7 @@ use crate::maps::{CFG, FRAG, Scratch, dry_scratch, scratch};
 use crate::meta::{self, Meta};
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
-use crate::{events, half_open, mss, stats};
+use crate::{events, mss, stats};
 
 #[inline(always)]
 pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
@@ -93,7 +93,7 @@ enum Seen {
 #[inline(never)]
 fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, place: Place) -> Seen {
     // Before anything else is looked at, so that its cache line and that of `ct_est` are fetched at once.
-    let is_new = !half_open::may_hold(place);
+    let is_new = tables::is_absent(&place, key);
     // The slow reader says why; the quick one leaves both to it.
     let refused = key.remote.is_mapped() != key.local.is_mapped()
         || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);

@@ -81,6 +81,14 @@ impl<'a> Tables<'a> {
         }
     }
 
+    #[inline(always)]
+    fn established(&self, key: &FlowKey) -> Option<FlowState> {
+        let found = find_established(self.place(), key)?;
+        self.asked.established.set(1);
+        // SAFETY: the pointer that the look-up returned.
+        Some(unsafe { (*found).state })
+    }
+
     #[inline(never)]
     fn write(&self, facts: &Facts, verdict: &Verdict, meta: &Meta, flow: &mut Flow) -> u32 {
         let (was_established, was_half_open) = (
@@ -178,6 +186,13 @@ impl<'a> Tables<'a> {
 #[inline(never)]
 pub fn place_of(key: &FlowKey, config: &Config) -> Place {
     Place::of(key, &config.secret)
+}
+
+/// Whether neither table holds a flow that was not found established. One that becomes so is put there before it is
+/// taken from among the half-open, so whoever comes at that moment must ask once more.
+#[inline(always)]
+pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
+    !half_open::may_hold(*place) && find_established(place, key).is_none()
 }
 
 /// [`established`], for whoever has no room for it on the stack.
@@ -304,18 +319,17 @@ impl Lookup for Tables<'_> {
             return None;
         }
         match stage {
-            Stage::Established => {
-                let found = find_established(self.place(), key)?;
-                self.asked.established.set(1);
-                // SAFETY: the pointer that the look-up returned.
-                Some(unsafe { (*found).state })
-            }
+            Stage::Established => self.established(key),
             Stage::HalfOpen => {
                 let mut state = MaybeUninit::uninit();
                 let found = half_open::find(self.asked.place.get(), key, &mut state);
                 self.asked.half_open.set(found);
-                // SAFETY: it was written, if there is one.
-                (found != 0).then(|| unsafe { state.assume_init() })
+                if found == 0 {
+                    // Established since that was asked: see `is_absent`.
+                    return self.established(key);
+                }
+                // SAFETY: it was written.
+                Some(unsafe { state.assume_init() })
             }
         }
     }
