@@ -3,17 +3,25 @@
 //! [`decide`] is a function of what the packet says, of the time and of what the tables hold; it
 //! changes nothing. What must be remembered goes out as an [`Effect`], so a dry run is a run whose
 //! effect nobody carries out. [`continues`] is its short form, all that most packets need, and the
-//! kernel asks it first.
+//! kernel asks it first. What the policy says lies in `judged`, and what becomes of a packet that no table
+//! knows the flow of in `opening`.
 
-use crate::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, Rate};
+mod judged;
+mod opening;
+
+use crate::budget::{Bucket, ICMP_ERRORS};
 use crate::event::EventKind;
 use crate::flow::{
     FRAGMENT, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags, is_older,
 };
-use crate::packet::{Facts, Kind, proto};
+use crate::packet::{Facts, Kind};
 use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
 use crate::tcp::{self, End};
 use crate::{Address, DropReason, Identity, IdentityEntry};
+use judged::{Judged, ask, ends};
+
+pub use judged::{policy_port, precedence};
+pub use opening::rate;
 
 /// What [`decide`] asks; every answer must come from the same moment's tables.
 pub trait Lookup {
@@ -29,7 +37,7 @@ pub trait Lookup {
     }
     /// The longest prefix that matches, or [`PolicyEntry::NONE`].
     fn policy(&self, key: &PolicyKey) -> PolicyEntry;
-    /// Against [`NEW_FLOWS`].
+    /// Against [`rate`].
     fn new_flows(&self, peer: u32, opened: Direction) -> Bucket;
     /// Whether flows that were opened so have taken the peer's share of the established ones.
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool;
@@ -51,7 +59,7 @@ pub enum Effect {
     /// Put [`Verdict::state`] under [`Facts::key`] into this table, and out of the other.
     WriteHalfOpen,
     WriteEstablished,
-    /// A new flow with [`Verdict::state`], which costs its peer a token of [`NEW_FLOWS`].
+    /// A new flow with [`Verdict::state`], which costs its peer a token of [`rate`].
     Open,
     /// An ICMP error, which costs its peer a token of [`ICMP_ERRORS`].
     Report,
@@ -135,105 +143,6 @@ impl Verdict {
     }
 }
 
-/// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
-/// speaks; without any the default denies.
-#[inline(always)]
-pub const fn precedence(exact: PolicyEntry, any: PolicyEntry) -> (Option<DropReason>, RuleId) {
-    if exact.is_deny() {
-        (Some(DropReason::DeniedByRule), exact.rule)
-    } else if any.is_deny() {
-        (Some(DropReason::DeniedByRule), any.rule)
-    } else if exact.is_accept() {
-        (None, exact.rule)
-    } else if any.is_accept() {
-        (None, any.rule)
-    } else {
-        (Some(DropReason::NoRule), RuleId::NONE)
-    }
-}
-
-/// What the policy says of a flow, and of whom it spoke.
-#[derive(Clone, Copy)]
-struct Judged {
-    drop: Option<DropReason>,
-    rule: RuleId,
-    remote: Identity,
-    local: Identity,
-    peer: u32,
-}
-
-impl Judged {
-    const NOBODY: Self = Self {
-        drop: None,
-        rule: RuleId::NONE,
-        remote: Identity::UNKNOWN,
-        local: Identity::UNKNOWN,
-        peer: 0,
-    };
-
-    #[inline(always)]
-    const fn remembered(state: &FlowState) -> Self {
-        Self {
-            drop: None,
-            rule: state.rule,
-            remote: state.remote,
-            local: state.local,
-            peer: state.peer,
-        }
-    }
-}
-
-/// Who talks to whom. Whoever is unknown never meets [`Identity::ANY`].
-#[inline(always)]
-fn ends(tables: &impl Lookup, key: &FlowKey) -> Judged {
-    let remote = tables.identity(&key.remote);
-    let mut judged = Judged {
-        remote: remote.identity,
-        peer: remote.peer,
-        ..Judged::NOBODY
-    };
-    if !remote.is_known() {
-        judged.drop = Some(DropReason::UnknownIdentity);
-        return judged;
-    }
-    if remote.is_local() {
-        judged.drop = Some(DropReason::OwnAddress);
-        return judged;
-    }
-    let local = tables.local(&key.local);
-    judged.local = local.identity;
-    if !local.is_known() {
-        judged.drop = Some(DropReason::UnknownLocal);
-    }
-    judged
-}
-
-/// May a flow between these ends be opened in this direction?
-#[inline(always)]
-fn ask(tables: &impl Lookup, ends: &Judged, proto: u8, opened: Direction, port: u16) -> Judged {
-    let mut judged = *ends;
-    if judged.drop.is_none() {
-        let row = |remote| tables.policy(&PolicyKey::new(remote, ends.local, opened, proto, port));
-        // The second of many is found in no cache, and what is asked next is looked for meanwhile.
-        let any = row(Identity::ANY);
-        (judged.drop, judged.rule) = precedence(row(ends.remote), any);
-    }
-    judged
-}
-
-/// The port that policy sees when the flow is opened.
-#[inline(always)]
-pub fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
-    match key.proto {
-        proto::ICMP => 8,
-        proto::ICMPV6 => 128,
-        _ => match opened {
-            Direction::Ingress => key.local_port.get(),
-            Direction::Egress => key.remote_port.get(),
-        },
-    }
-}
-
 /// Finds the ports of a later fragment, which only its first one had.
 #[inline(always)]
 pub fn complete(facts: &mut Facts, now: u64, tables: &impl Lookup) -> Result<(), DropReason> {
@@ -294,9 +203,9 @@ pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
         return verdict;
     }
     if opens(facts) {
-        unknown(facts, now, tables)
+        opening::unknown(facts, now, tables)
     } else {
-        stray(facts, now, tables)
+        opening::stray(facts, now, tables)
     }
 }
 
@@ -436,139 +345,5 @@ fn opens(facts: &Facts) -> bool {
         Kind::Tcp => tcp::opens(facts.tcp),
         Kind::Datagram | Kind::EchoRequest | Kind::Single => true,
         Kind::EchoReply | Kind::IcmpError | Kind::PacketTooBig | Kind::LaterFragment => false,
-    }
-}
-
-/// A flow that begins, as far as we know it.
-#[inline(always)]
-fn open(judged: &Judged, opened: Direction, flags: u32, now: u64, tables: &impl Lookup) -> Verdict {
-    let mut verdict = Verdict::pass(judged, Effect::Open);
-    verdict.event = Some(EventKind::Opened);
-    verdict.state.last_seen = now;
-    verdict.state.generation = tables.generation();
-    verdict.state.flags = match opened {
-        Direction::Ingress => flags,
-        Direction::Egress => flags | flags::OPENED_EGRESS,
-    };
-    verdict
-}
-
-/// A packet that opens a flow which policy allows, or is dropped. Without a token for a flow it passes
-/// for itself, and so does our answer to one that did.
-#[inline(always)]
-fn unknown(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
-    if facts.key.remote.is_multicast() || facts.key.local.is_multicast() {
-        return Verdict::refused(DropReason::Multicast);
-    }
-    let ends = ends(tables, &facts.key);
-    let judged = ask(tables, &ends, facts.key.proto, facts.direction, facts.port);
-    match judged.drop {
-        None if matches!(facts.kind, Kind::Single) => Verdict::pass(&judged, Effect::Nothing),
-        None => {
-            let tokens = tables.new_flows(judged.peer, facts.direction);
-            if tokens.has(now, rate(facts.direction)) {
-                open(&judged, facts.direction, 0, now, tables)
-            } else {
-                Verdict::pass(&judged, Effect::Nothing)
-            }
-        }
-        Some(reason) => {
-            if matches!(facts.kind, Kind::Datagram)
-                && let Some(answer) = answer(facts, now, &ends, tables)
-            {
-                return answer;
-            }
-            Verdict::refuse(reason, &judged)
-        }
-    }
-}
-
-/// A packet in the middle of a flow that we do not know: we may have come after it began, or have had
-/// no room for it.
-#[inline(always)]
-fn stray(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
-    if facts.kind.is_error() {
-        return Verdict::refused(DropReason::IcmpErrorUnknownFlow);
-    }
-    let ends = ends(tables, &facts.key);
-    let refused = Verdict::refuse(DropReason::NoFlow, &ends);
-    if ends.drop.is_some() {
-        return refused;
-    }
-    let running = matches!(facts.kind, Kind::Tcp) && tcp::is_running(facts.tcp);
-    let picks_up = running && is_older(tables.pickup_until(), now, 0);
-    if picks_up || is_strained(ends.peer, facts.direction, now, tables) {
-        let opened = facts.direction;
-        let port = policy_port(&facts.key, opened);
-        let judged = ask(tables, &ends, facts.key.proto, opened, port);
-        if judged.drop.is_none() {
-            return resume(&judged, opened, running, now, tables);
-        }
-    }
-    let opened = facts.direction.reverse();
-    if picks_up {
-        let port = policy_port(&facts.key, opened);
-        let judged = ask(tables, &ends, facts.key.proto, opened, port);
-        if judged.drop.is_none() {
-            return resume(&judged, opened, running, now, tables);
-        }
-    } else if let Some(answer) = answer(facts, now, &ends, tables) {
-        return answer;
-    }
-    refused
-}
-
-/// Makes a running TCP flow anew, if there is a token for it.
-#[inline(always)]
-fn resume(
-    judged: &Judged,
-    opened: Direction,
-    running: bool,
-    now: u64,
-    tables: &impl Lookup,
-) -> Verdict {
-    if running && tables.new_flows(judged.peer, opened).has(now, rate(opened)) {
-        open(
-            judged,
-            opened,
-            flags::REPLIED | flags::CONFIRMED,
-            now,
-            tables,
-        )
-    } else {
-        Verdict::pass(judged, Effect::Nothing)
-    }
-}
-
-/// Our answer to a flow of which nothing is remembered, because its peer opens too many. The peer's
-/// own packets never pass as answers: that would let it in wherever we may go out.
-#[inline(always)]
-fn answer(facts: &Facts, now: u64, ends: &Judged, tables: &impl Lookup) -> Option<Verdict> {
-    if matches!(facts.direction, Direction::Ingress)
-        || !is_strained(ends.peer, Direction::Ingress, now, tables)
-    {
-        return None;
-    }
-    let port = policy_port(&facts.key, Direction::Ingress);
-    let judged = ask(tables, ends, facts.key.proto, Direction::Ingress, port);
-    judged
-        .drop
-        .is_none()
-        .then(|| Verdict::pass(&judged, Effect::Nothing))
-}
-
-/// Whether some of the peer's flows may have found no room: its share is taken, or it has lately used
-/// its tokens faster than they come.
-#[inline(always)]
-fn is_strained(peer: u32, opened: Direction, now: u64, tables: &impl Lookup) -> bool {
-    tables.new_flows(peer, opened).is_low(now, rate(opened)) || tables.is_share_taken(peer, opened)
-}
-
-/// Of [`NEW_FLOWS`].
-#[inline(always)]
-pub const fn rate(opened: Direction) -> &'static Rate {
-    match opened {
-        Direction::Ingress => &NEW_FLOWS[0],
-        Direction::Egress => &NEW_FLOWS[1],
     }
 }

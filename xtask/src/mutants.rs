@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 21] = [
+const SOURCES: [&str; 26] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -30,11 +30,16 @@ const SOURCES: [&str; 21] = [
     "mesh-common/src/policy/row.rs",
     "mesh-common/src/tcp.rs",
     "mesh-common/src/verdict.rs",
+    "mesh-common/src/verdict/judged.rs",
+    "mesh-common/src/verdict/opening.rs",
+    "mesh-ebpf/src/entry.rs",
     "mesh-ebpf/src/events.rs",
     "mesh-ebpf/src/filter.rs",
     "mesh-ebpf/src/guard.rs",
     "mesh-ebpf/src/half_open.rs",
+    "mesh-ebpf/src/meta.rs",
     "mesh-ebpf/src/mss.rs",
+    "mesh-ebpf/src/skb.rs",
     "mesh-ebpf/src/stats.rs",
     "mesh-ebpf/src/tables.rs",
 ];

@@ -1,0 +1,112 @@
+//! Who talks to whom, and what the policy says of it.
+
+use super::Lookup;
+use crate::flow::{FlowKey, FlowState};
+use crate::packet::proto;
+use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
+use crate::{DropReason, Identity};
+
+/// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
+/// speaks; without any the default denies.
+#[inline(always)]
+pub const fn precedence(exact: PolicyEntry, any: PolicyEntry) -> (Option<DropReason>, RuleId) {
+    if exact.is_deny() {
+        (Some(DropReason::DeniedByRule), exact.rule)
+    } else if any.is_deny() {
+        (Some(DropReason::DeniedByRule), any.rule)
+    } else if exact.is_accept() {
+        (None, exact.rule)
+    } else if any.is_accept() {
+        (None, any.rule)
+    } else {
+        (Some(DropReason::NoRule), RuleId::NONE)
+    }
+}
+
+/// What the policy says of a flow, and of whom it spoke.
+#[derive(Clone, Copy)]
+pub(super) struct Judged {
+    pub(super) drop: Option<DropReason>,
+    pub(super) rule: RuleId,
+    pub(super) remote: Identity,
+    pub(super) local: Identity,
+    pub(super) peer: u32,
+}
+
+impl Judged {
+    pub(super) const NOBODY: Self = Self {
+        drop: None,
+        rule: RuleId::NONE,
+        remote: Identity::UNKNOWN,
+        local: Identity::UNKNOWN,
+        peer: 0,
+    };
+
+    #[inline(always)]
+    pub(super) const fn remembered(state: &FlowState) -> Self {
+        Self {
+            drop: None,
+            rule: state.rule,
+            remote: state.remote,
+            local: state.local,
+            peer: state.peer,
+        }
+    }
+}
+
+/// Who talks to whom. Whoever is unknown never meets [`Identity::ANY`].
+#[inline(always)]
+pub(super) fn ends(tables: &impl Lookup, key: &FlowKey) -> Judged {
+    let remote = tables.identity(&key.remote);
+    let mut judged = Judged {
+        remote: remote.identity,
+        peer: remote.peer,
+        ..Judged::NOBODY
+    };
+    if !remote.is_known() {
+        judged.drop = Some(DropReason::UnknownIdentity);
+        return judged;
+    }
+    if remote.is_local() {
+        judged.drop = Some(DropReason::OwnAddress);
+        return judged;
+    }
+    let local = tables.local(&key.local);
+    judged.local = local.identity;
+    if !local.is_known() {
+        judged.drop = Some(DropReason::UnknownLocal);
+    }
+    judged
+}
+
+/// May a flow between these ends be opened in this direction?
+#[inline(always)]
+pub(super) fn ask(
+    tables: &impl Lookup,
+    ends: &Judged,
+    proto: u8,
+    opened: Direction,
+    port: u16,
+) -> Judged {
+    let mut judged = *ends;
+    if judged.drop.is_none() {
+        let row = |remote| tables.policy(&PolicyKey::new(remote, ends.local, opened, proto, port));
+        // The second of many is found in no cache, and what is asked next is looked for meanwhile.
+        let any = row(Identity::ANY);
+        (judged.drop, judged.rule) = precedence(row(ends.remote), any);
+    }
+    judged
+}
+
+/// The port that policy sees when the flow is opened.
+#[inline(always)]
+pub fn policy_port(key: &FlowKey, opened: Direction) -> u16 {
+    match key.proto {
+        proto::ICMP => 8,
+        proto::ICMPV6 => 128,
+        _ => match opened {
+            Direction::Ingress => key.local_port.get(),
+            Direction::Egress => key.remote_port.get(),
+        },
+    }
+}
