@@ -18,6 +18,7 @@ use mesh_common::{Direction, DropReason, RuleId};
 mod attach;
 mod clock;
 mod counters;
+mod dry;
 mod error;
 mod established;
 mod events;

@@ -90,13 +90,14 @@ fn a_rule_counts_the_flows_that_it_admits() {
 fn an_explanation_says_what_would_happen_and_leaves_no_trace() {
     let mut kernel = kernel();
     let before = kernel.dataplane().counters().unwrap();
-    let explain = |kernel: &mut Kernel, packet: &[u8]| {
-        let (value, out, _) = kernel.explain("why_in", packet);
+    let ask = |kernel: &mut Kernel, program, packet: &[u8]| {
+        let (value, out, _) = kernel.explain(program, packet);
         assert_eq!(value, u32::MAX);
         assert_eq!(out[14..16], [0; 2]);
         assert_eq!(out[16..], packet[16..]);
         Explanation::from_bytes(&out).unwrap()
     };
+    let explain = |kernel: &mut Kernel, packet: &[u8]| ask(kernel, "why_in", packet);
     let would = explain(&mut kernel, &tcp(Ingress, SYN));
     assert_eq!((would.reason, would.rule), (0, RuleId(1)));
     assert_eq!(would.flags, Explanation::REMEMBERED);
@@ -105,6 +106,13 @@ fn an_explanation_says_what_would_happen_and_leaves_no_trace() {
     assert_eq!((would.remote, would.local), (Identity(18), Identity(16)));
     let would = explain(&mut kernel, &tcp(Ingress, 0));
     assert_eq!(would.reason, 10);
+    // The other way, another rule speaks.
+    for (port, reason, rule) in [(443, 0, RuleId(4)), (22, 23, RuleId(0))] {
+        let packet = tcp_between(PEER, [port, 50_000], Egress, SYN);
+        let would = ask(&mut kernel, "why_eg", &packet);
+        assert_eq!((would.reason, would.rule), (reason, rule));
+        assert_eq!((would.remote, would.local), (Identity(18), Identity(16)));
+    }
     assert_eq!(flows(&kernel), (0, 0));
     assert_eq!(kernel.dataplane().counters().unwrap(), before);
     assert!(kernel.events().is_empty());

@@ -5,8 +5,10 @@
 
 use std::io;
 
-use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier};
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
+
+use super::dry;
 
 /// [`mesh_common::maps::Config::clock_base`] and [`mesh_common::maps::Config::clock_tick`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,14 +20,8 @@ pub(super) struct Clock {
 impl Clock {
     /// `ticks` is the program of that name.
     pub(super) fn set(ticks: &SchedClassifier) -> Result<Self, ProgramError> {
-        let packet = [0; 64];
         let mut out = [0; 64];
-        let run = TestRunOptions {
-            data_in: Some(&packet),
-            data_out: Some(&mut out),
-            ..TestRunOptions::default()
-        };
-        ticks.test_run(run)?;
+        dry::run(ticks, &[0; 64], &mut out)?;
         let [a, b, c, d, e, f, g, h, ..] = out;
         let ticks = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         // Of the coarse clock, the resolution is the tick.

@@ -4,10 +4,11 @@
 //! what it has read of them. It only reads; what is to be written a program writes, under the set's lock.
 
 use aya::maps::{MapData, MapError};
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::half_open::Set;
 
+use super::dry;
 use crate::sys;
 
 /// All that lie there. What is over does until another needs the place.
@@ -37,9 +38,5 @@ pub(super) fn end(revoke: &SchedClassifier, key: &FlowKey) -> Result<(), Program
     // Newer kernels take the first bytes for a header of Ethernet, and want as much behind it as it promises.
     let mut packet = [0; 64];
     packet[..size_of::<FlowKey>()].copy_from_slice(&key.bytes());
-    let run = TestRunOptions {
-        data_in: Some(&packet),
-        ..TestRunOptions::default()
-    };
-    revoke.test_run(run).map(drop)
+    dry::run(revoke, &packet, &mut [0; 64])
 }

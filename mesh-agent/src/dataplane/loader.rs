@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use aya::maps::Map;
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
@@ -23,6 +23,7 @@ use tracing::info;
 
 use super::attach::{self, Chain, Hook, Way};
 use super::clock::Clock;
+use super::dry;
 use super::error::{AttachError, failed};
 use super::events;
 use super::guard::{GUARD, Guards};
@@ -280,12 +281,7 @@ impl Dataplane {
             Direction::Egress => "why_eg",
         };
         let mut out = vec![0; packet.len()];
-        let run = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ..TestRunOptions::default()
-        };
-        classifier(&mut self.ebpf, name)?.test_run(run)?;
+        dry::run(classifier(&mut self.ebpf, name)?, packet, &mut out)?;
         Explanation::from_bytes(&out).context("a dry run gave back too little")
     }
 
