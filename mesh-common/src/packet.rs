@@ -11,7 +11,9 @@ mod usual;
 
 pub use usual::usual;
 
-use self::network::{extensions, is_extension, v4, v6, whole};
+use self::network::{extensions, v4, v6, whole};
+
+pub use self::network::is_extension;
 use self::quoted::embedded;
 use self::transport::{Fixed, Variable, key, transport};
 use crate::flow::{FlowKey, FragmentKey};

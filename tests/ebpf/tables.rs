@@ -259,22 +259,17 @@ fn who_is_on_this_side_is_asked_anew_when_that_changes() {
 fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
     let mut kernel = Kernel::new();
     kernel.apply(&tables());
-    let ask = |kernel: &mut Kernel, port| {
-        let question = Question {
-            source: PEER.into(),
-            destination: ME.into(),
-            proto: 6,
-            port,
-        };
+    let agreed = |kernel: &mut Kernel, question: Question, direction| {
         let packet = question.packet(40_000);
-        let said = kernel
-            .dataplane()
-            .explain(Direction::Ingress, &packet)
-            .unwrap();
-        let policy = question.ask(&netmap().policy, Direction::Ingress);
+        let said = kernel.dataplane().explain(direction, &packet).unwrap();
+        let policy = question.ask(&netmap().policy, direction);
         let kernel = (DropReason::from_number(said.reason), said.rule);
-        assert_eq!(kernel, (policy.drop, policy.rule), "port {port}");
+        assert_eq!(kernel, (policy.drop, policy.rule), "{question:?}");
         kernel
+    };
+    let ask = |kernel: &mut Kernel, port| {
+        let question = Question::new(PEER.into(), ME.into(), 6, port).unwrap();
+        agreed(kernel, question, Direction::Ingress)
     };
     let before = kernel.dataplane().counters().unwrap();
     assert_eq!(ask(&mut kernel, 22), (None, RuleId(1)));
@@ -282,6 +277,24 @@ fn a_dry_run_says_what_would_be_and_leaves_no_trace() {
         ask(&mut kernel, 23),
         (Some(DropReason::NoRule), RuleId::NONE)
     );
+    for (me, other, proto) in [
+        ("100.64.0.1", "224.0.0.251", 17),
+        ("100.64.0.1", "255.255.255.255", 17),
+        ("100.64.0.1", "192.0.2.1", 47),
+        ("fd00:a:b:c:d:e:f:1", "ff02::fb", 17),
+        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", 1),
+        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:9", 132),
+        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", 50),
+    ] {
+        let (me, other) = (me.parse().unwrap(), other.parse().unwrap());
+        for (source, destination, direction) in [
+            (me, other, Direction::Egress),
+            (other, me, Direction::Ingress),
+        ] {
+            let question = Question::new(source, destination, proto, 8).unwrap();
+            agreed(&mut kernel, question, direction);
+        }
+    }
     assert_eq!(kernel.dataplane().counters().unwrap(), before);
     assert_eq!(kernel.dataplane().denials().unwrap(), []);
     assert_eq!(kernel.established().len(), 0);

@@ -1,5 +1,6 @@
 //! `mesh why`: what the packet path would do with a new flow now, beside what the policy says.
 
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
 use mesh_api::v1;
@@ -43,19 +44,17 @@ fn target(text: &str) -> Result<(String, u16, u8), Failed> {
     };
     let (place, name) = text.rsplit_once('/').ok_or_else(|| usage("no protocol"))?;
     let proto = protocol(name)?;
-    if proto == 1 || proto == 58 {
-        let host = place.trim_start_matches('[').trim_end_matches(']');
-        // An echo request.
-        let (proto, port) = match host.contains(':') {
-            true => (58, 128),
-            false => (proto, if proto == 1 { 8 } else { 128 }),
-        };
-        return Ok((host.to_owned(), port, proto));
-    }
-    let (host, port) = match place.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().map_err(|_| usage("not a port"))?),
-        None if proto == 6 || proto == 17 || proto == 132 => return Err(usage("no port")),
-        None => (place, 0),
+    let is_address = place.parse::<Ipv6Addr>().is_ok() || place.ends_with(']');
+    let (host, port) = match (proto, place.rsplit_once(':')) {
+        (6 | 17 | 132, Some((host, port))) if !is_address => {
+            (host, port.parse().map_err(|_| usage("not a port"))?)
+        }
+        (6 | 17 | 132, _) => return Err(usage("no port")),
+        (_, Some(_)) if !is_address => return Err(usage("that protocol has no ports")),
+        // An echo request. The agent knows the family.
+        (1, _) => (place, 8),
+        (58, _) => (place, 128),
+        _ => (place, 0),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     Ok((host.to_owned(), port, proto))
@@ -142,9 +141,22 @@ mod tests {
         check("100.64.0.1:53/udp", "100.64.0.1", 53, 17);
         check("[fd00::1]:53/udp", "fd00::1", 53, 17);
         check("node/icmp", "node", 8, 1);
-        check("[fd00::1]/icmp", "fd00::1", 128, 58);
+        check("[fd00::1]/icmp", "fd00::1", 8, 1);
+        check("fd00::1/icmpv6", "fd00::1", 128, 58);
         check("node/47", "node", 0, 47);
-        for bad in ["node", "node:22", "node/tcp", "node:x/tcp", "node:22/qqq"] {
+        check("fd00::1/47", "fd00::1", 0, 47);
+        for bad in [
+            "node",
+            "node:22",
+            "node/tcp",
+            "node:x/tcp",
+            "node:22/qqq",
+            "node:22/47",
+            "node:22/icmp",
+            "fd00::1/tcp",
+            "[fd00::1]/tcp",
+            "fd00::1:22/tcp",
+        ] {
             assert_eq!(target(bad).unwrap_err().code, Failed::USAGE, "{bad}");
         }
     }

@@ -23,12 +23,10 @@ pub(super) fn answer(
     };
     let out_of_range = |_| Status::invalid_argument("a protocol or port is out of range");
     let (source, destination) = ends(look, &request.source, &request.destination)?;
-    let question = Question {
-        source,
-        destination,
-        proto: u8::try_from(request.proto).map_err(out_of_range)?,
-        port: u16::try_from(request.port).map_err(out_of_range)?,
-    };
+    let proto = u8::try_from(request.proto).map_err(out_of_range)?;
+    let port = u16::try_from(request.port).map_err(out_of_range)?;
+    let question = Question::new(source, destination, proto, port)
+        .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
     let direction = question.direction(&plan.dataplane).ok_or_else(|| {
         Status::failed_precondition(
             "this node judges only flows of which it is one end: ask on the node at either end",
@@ -41,8 +39,8 @@ pub(super) fn answer(
     let policy = question.ask(&plan.netmap.policy, direction);
     Ok(v1::WhyResponse {
         direction: direction.name().to_owned(),
-        source: source.to_string(),
-        destination: destination.to_string(),
+        source: question.source.to_string(),
+        destination: question.destination.to_string(),
         kernel: Some(judgement(&plan.netmap, &kernel)),
         policy: Some(judgement(&plan.netmap, &policy)),
         differs: kernel != policy,
@@ -51,7 +49,7 @@ pub(super) fn answer(
 
 /// Of one family: whoever is named by name has both.
 fn ends(look: &Snapshot, source: &str, destination: &str) -> Result<(IpAddr, IpAddr), Status> {
-    let wants = |text: &str| text.parse::<IpAddr>().ok();
+    let wants = |text: &str| Some(text.parse::<IpAddr>().ok()?.to_canonical());
     let family = match wants(source).or_else(|| wants(destination)) {
         Some(IpAddr::V6(_)) => Family::V6,
         Some(IpAddr::V4(_)) | None => Family::V4,
@@ -64,13 +62,7 @@ fn ends(look: &Snapshot, source: &str, destination: &str) -> Result<(IpAddr, IpA
             .map(|(_, address)| address)
             .ok_or_else(|| super::unknown_node(look, text)),
     };
-    let ends = (find(source)?, find(destination)?);
-    if ends.0.is_ipv4() != ends.1.is_ipv4() {
-        return Err(Status::invalid_argument(
-            "one end is IPv4 and the other IPv6",
-        ));
-    }
-    Ok(ends)
+    Ok((find(source)?, find(destination)?))
 }
 
 fn judgement(netmap: &Netmap, answer: &Answer) -> v1::Judgement {

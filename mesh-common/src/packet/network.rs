@@ -82,7 +82,7 @@ const DESTINATION: u8 = 60;
 /// Extension headers that we walk, and those of which we only know that they are one (mobility, HIP,
 /// Shim6, the two for experiments: RFC 7045, section 4).
 #[inline(always)]
-pub(super) const fn is_extension(proto: u8) -> bool {
+pub const fn is_extension(proto: u8) -> bool {
     matches!(
         proto,
         HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | 135 | 139 | 140 | 253 | 254

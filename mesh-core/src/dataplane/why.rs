@@ -7,8 +7,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_common::packet::is_extension;
 use mesh_common::verdict::precedence;
-use mesh_common::{Direction, DropReason, PolicyEntry};
+use mesh_common::{Address, Direction, DropReason, PolicyEntry};
 
 use super::Tables;
 use crate::netmap::{Action, EntryKey, NodePolicy};
@@ -38,7 +39,47 @@ pub struct Answer {
     pub rule: RuleId,
 }
 
+/// Why there is no such flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NoFlow {
+    #[error("one end is IPv4 and the other IPv6")]
+    Families,
+    #[error("protocol {0} is an extension header of IPv6, which no flow consists of")]
+    Extension(u8),
+}
+
 impl Question {
+    /// What is meant: an IPv4 address may be written as IPv6, ICMP is that of the family, and what has no
+    /// ports is asked of without one. `port` is, for ICMP, the message type, and any other than echo's is
+    /// taken as it is.
+    pub fn new(source: IpAddr, destination: IpAddr, proto: u8, port: u16) -> Result<Self, NoFlow> {
+        let (source, destination) = (source.to_canonical(), destination.to_canonical());
+        let (proto, port) = match (source.is_ipv4(), destination.is_ipv4()) {
+            (true, true) => match (proto, port) {
+                (ICMPV6, 128) => (ICMP, 8),
+                of_v4 => of_v4,
+            },
+            (false, false) => match (proto, port) {
+                (ICMP, 8) => (ICMPV6, 128),
+                (extension, _) if is_extension(extension) => {
+                    return Err(NoFlow::Extension(extension));
+                }
+                of_v6 => of_v6,
+            },
+            _ => return Err(NoFlow::Families),
+        };
+        let port = match proto {
+            ICMP | TCP | UDP | SCTP | ICMPV6 => port,
+            _ => 0,
+        };
+        Ok(Self {
+            source,
+            destination,
+            proto,
+            port,
+        })
+    }
+
     /// Which way its packets go at the node of these tables; `None` if they never come there.
     pub fn direction(&self, tables: &Tables) -> Option<Direction> {
         let is_ours = |address| {
@@ -101,6 +142,14 @@ impl Question {
             drop: Some(reason),
             rule: RuleId::NONE,
         };
+        // Before anybody asks who it is.
+        if [remote, local]
+            .map(Address::from)
+            .iter()
+            .any(|address| address.is_multicast())
+        {
+            return refused(DropReason::Multicast);
+        }
         let Some(remote) = identity(policy, remote) else {
             return refused(DropReason::UnknownIdentity);
         };
@@ -154,11 +203,39 @@ mod tests {
 
     fn question(addresses: [&str; 2], proto: u8, port: u16) -> Question {
         let [source, destination] = addresses.map(|address| address.parse().unwrap());
-        Question {
-            source,
-            destination,
-            proto,
-            port,
+        Question::new(source, destination, proto, port).unwrap()
+    }
+
+    #[test]
+    fn a_question_is_asked_as_it_was_meant() {
+        let (v4, v6) = (["100.64.0.2", "100.64.0.1"], ["fd00::2", "fd00::1"]);
+        let meant = |addresses, proto, port| {
+            let question = question(addresses, proto, port);
+            (question.proto, question.port)
+        };
+        assert_eq!(meant(v6, ICMP, 8), (ICMPV6, 128));
+        assert_eq!(meant(v4, ICMPV6, 128), (ICMP, 8));
+        assert_eq!(meant(v4, 47, 22), (47, 0));
+        assert_eq!(meant(["::ffff:100.64.0.2", v4[1]], TCP, 22), (TCP, 22));
+        let refused = |addresses: [&str; 2], proto| {
+            let [source, destination] = addresses.map(|address| address.parse().unwrap());
+            Question::new(source, destination, proto, 0).unwrap_err()
+        };
+        assert_eq!(refused([v4[0], v6[1]], TCP), NoFlow::Families);
+        assert_eq!(refused(v6, 44), NoFlow::Extension(44));
+    }
+
+    #[test]
+    fn the_policy_says_of_groups_what_the_packet_path_says() {
+        for destination in ["224.0.0.251", "255.255.255.255", "ff02::fb"] {
+            let source = if destination.contains(':') {
+                "fd00::1"
+            } else {
+                "100.64.0.1"
+            };
+            let question = question([source, destination], UDP, 5_353);
+            let answer = question.ask(&NodePolicy::default(), Direction::Egress);
+            assert_eq!(answer.drop, Some(DropReason::Multicast));
         }
     }
 
