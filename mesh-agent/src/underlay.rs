@@ -78,9 +78,10 @@ async fn watch(
                 return Ok(());
             }
         }
+        let interfaces = others(interface)?;
         around.send_modify(|around| {
             around.serial = around.serial.wrapping_add(1);
-            around.interfaces = others(interface);
+            around.interfaces = interfaces;
         });
         if let Ok(changed) = tokio::time::timeout(TICK, monitor.changed()).await {
             changed?;
@@ -89,12 +90,12 @@ async fn watch(
 }
 
 /// Names of the interfaces that are neither the mesh's nor loopback.
-fn others(interface: &str) -> BTreeSet<String> {
+fn others(interface: &str) -> anyhow::Result<BTreeSet<String>> {
     // The process's own network namespace, whatever is mounted on /sys.
-    let table = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
-    table
+    let table = std::fs::read_to_string("/proc/self/net/dev").context("list the interfaces")?;
+    let others = table
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
-        .filter(|name| name != interface && name != "lo")
-        .collect()
+        .filter(|name| name != interface && name != "lo");
+    Ok(others.collect())
 }

@@ -34,6 +34,11 @@ pub(super) trait Actuate: Send {
 
     /// Returns when the resource may have left its plan.
     fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Returns when a plan that failed must not wait for its turn.
+    fn urged(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// What an actuator is told, and whom it tells.
@@ -71,7 +76,10 @@ pub(super) async fn actuate(
         }
         let pause = async {
             if failed {
-                tokio::time::sleep(backoff.next_wait()).await;
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next_wait()) => {}
+                    () = resource.urged() => {}
+                }
             } else {
                 backoff.reset();
                 resource.disturbed().await;
@@ -117,24 +125,34 @@ impl Filter {
             ended,
         }
     }
+
+    /// Loads what is not loaded, and ends what it no longer allows.
+    async fn load(&mut self, tables: &Tables) -> anyhow::Result<()> {
+        if self.loaded.as_ref() == Some(tables) {
+            return Ok(());
+        }
+        // Forgotten first: after an error nobody knows what is loaded, or reviewed.
+        self.loaded = None;
+        self.enforcer.apply(tables)?;
+        let ended = self.enforcer.review(tables)?;
+        self.loaded = Some(tables.clone());
+        tracing::debug!(flows = ended.len(), "flows that the policy ends");
+        // Without a reader nobody wants to know.
+        let _ = self.ended.send(ended).await;
+        Ok(())
+    }
 }
 
 impl Actuate for Filter {
     async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
         let around = self.around.borrow_and_update().clone();
-        if self.loaded.as_ref() != Some(&plan.dataplane) {
-            // Forgotten first: after an error nobody knows what is loaded.
-            self.loaded = None;
-            self.enforcer.apply(&plan.dataplane)?;
-            self.loaded = Some(plan.dataplane.clone());
-            let ended = self.enforcer.review(&plan.dataplane)?;
-            tracing::debug!(flows = ended.len(), "flows that the policy ends");
-            // Without a reader nobody wants to know.
-            let _ = self.ended.send(ended).await;
-        }
+        let loaded = self.load(&plan.dataplane).await;
         let others = around.interfaces.iter().map(String::as_str);
-        self.enforcer
-            .guard(others.filter(|name| *name != self.interface))
+        // A policy that cannot be loaded leaves no interface open.
+        let guarded = self
+            .enforcer
+            .guard(others.filter(|name| *name != self.interface));
+        loaded.and(guarded)
     }
 
     async fn disturbed(&mut self) {
@@ -149,6 +167,11 @@ impl Actuate for Filter {
                 }
             }
         }
+    }
+
+    /// Flows are over and interfaces appear whatever became of the policy.
+    async fn urged(&mut self) {
+        self.disturbed().await;
     }
 }
 
