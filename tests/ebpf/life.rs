@@ -158,6 +158,27 @@ fn pins_that_were_taken_away_are_made_again() {
     assert_eq!(kernel.established().len(), 1);
 }
 
+/// Without one of them the next agent would take the programs that hang for somebody else's.
+#[test]
+fn the_pin_of_a_program_is_missed_as_a_maps_is() {
+    let mut kernel = Kernel::new();
+    let folder = kernel.options().pin_dir.join(layout());
+    let mut pins = 0;
+    for pin in std::fs::read_dir(&folder).unwrap() {
+        let pin = pin.unwrap().path();
+        let name = pin.file_name().unwrap().to_str().unwrap();
+        if !name.starts_with("prog_") {
+            continue;
+        }
+        std::fs::remove_file(&pin).unwrap();
+        assert!(!kernel.dataplane().is_pinned(), "{}", pin.display());
+        kernel.dataplane().pin().unwrap();
+        assert!(kernel.dataplane().is_pinned(), "{}", pin.display());
+        pins += 1;
+    }
+    assert_eq!(pins, 3);
+}
+
 /// By it flows have their places, so without it nobody would find them, nor take them away.
 #[test]
 fn with_the_secret_the_flows_are_gone() {
@@ -356,6 +377,34 @@ fn guards_follow_the_set_that_they_are_told() {
     );
 }
 
+fn ip(arguments: &[&str]) {
+    let done = std::process::Command::new("ip").args(arguments).status();
+    assert!(done.unwrap().success(), "ip {}", arguments.join(" "));
+}
+
+#[test]
+fn a_guard_stays_with_an_interface_that_gets_another_name() {
+    each_chain(|options| {
+        ip(&["link", "add", "one0", "type", "veth", "peer", "two0"]);
+        let mut dataplane = Dataplane::attach("lo", options).unwrap();
+        dataplane.guard(["one0", "two0"]).unwrap();
+        ip(&["link", "set", "one0", "name", "new0"]);
+        dataplane.guard(["new0", "two0"]).unwrap();
+        let behind = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
+        assert_eq!(behind(&mut dataplane), [""; 0]);
+        // Under its new name it is looked after as under its old one.
+        if options.clsact {
+            ip(&["link", "set", "new0", "up"]);
+            tc_on("new0", "add", "1");
+            assert_eq!(behind(&mut dataplane), ["new0"]);
+            tc_on("new0", "del", "1");
+        }
+        assert_eq!(behind(&mut dataplane), [""; 0]);
+        dataplane.guard([]).unwrap();
+        dataplane.detach().unwrap();
+    });
+}
+
 #[test]
 fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
     own_network();
@@ -369,9 +418,13 @@ fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
 
 /// A filter that matches everything, on the ingress of the thread's own loopback.
 fn tc(verb: &str, priority: &str) {
+    tc_on("lo", verb, priority);
+}
+
+fn tc_on(interface: &str, verb: &str, priority: &str) {
     let program = ["bytecode", "1,6 0 0 4294967295,", "flowid", "1:1"];
     let done = std::process::Command::new("tc")
-        .args(["filter", verb, "dev", "lo", "ingress"])
+        .args(["filter", verb, "dev", interface, "ingress"])
         .args(["protocol", "all", "pref", priority, "handle", "1", "bpf"])
         .args(if verb == "add" { &program[..] } else { &[] })
         .status();

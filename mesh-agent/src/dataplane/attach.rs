@@ -139,6 +139,19 @@ impl Hook {
         }))
     }
 
+    /// The interface has another name now.
+    pub(super) fn rename(&mut self, interface: &str) {
+        interface.clone_into(&mut self.interface);
+    }
+
+    pub(super) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    pub(super) fn program_id(&self) -> u32 {
+        self.program_id
+    }
+
     /// The kernel's answer, by the program's number.
     pub(super) fn standing(&self) -> io::Result<Standing> {
         let chain = match self.place {
@@ -201,4 +214,13 @@ pub(super) fn count(interface: &str, way: Way, chain: Chain) -> io::Result<usize
 pub(super) fn index(interface: &str) -> io::Result<u32> {
     let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(netdevice::name_to_index(any, interface)?)
+}
+
+/// The same, or `None` for an interface that is gone. Every other error is one: whoever takes "cannot
+/// say" for "gone" takes guards away.
+pub(super) fn index_if_there(interface: &str) -> io::Result<Option<u32>> {
+    match index(interface) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        result => result.map(Some),
+    }
 }

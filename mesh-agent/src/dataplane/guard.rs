@@ -11,7 +11,7 @@ use aya::programs::SchedClassifier;
 use mesh_core::dataplane::vigil::Standing;
 
 use super::AttachError;
-use super::attach::{Chain, Hook, Left, Way, index};
+use super::attach::{Chain, Hook, Left, Way, index_if_there};
 use super::error::failed;
 use super::pins::{Folder, Role};
 use super::takeover::left_in;
@@ -22,10 +22,11 @@ pub(super) const GUARD: &str = "guard";
 /// Guards that hang, by interface number.
 #[derive(Debug)]
 pub(super) struct Guards {
-    hooks: BTreeMap<u32, (String, Hook)>,
+    hooks: BTreeMap<u32, Hook>,
     /// Earlier agents' programs, until their guards are ours or gone.
     left: Vec<Left>,
     chain: Chain,
+    program_id: u32,
 }
 
 impl Guards {
@@ -43,7 +44,12 @@ impl Guards {
             hooks: BTreeMap::new(),
             left,
             chain,
+            program_id: program.info()?.id(),
         })
+    }
+
+    pub(super) fn program_id(&self) -> u32 {
+        self.program_id
     }
 
     pub(super) fn set<'a>(
@@ -53,18 +59,26 @@ impl Guards {
     ) -> Result<(), AttachError> {
         let mut wanted = BTreeMap::new();
         for interface in interfaces {
-            // Gone since the caller looked.
-            if let Ok(number) = index(interface) {
+            let number = index_if_there(interface).context("ask for its number");
+            // `None`: gone since the caller looked.
+            if let Some(number) = number.map_err(failed(GUARD, interface))? {
                 wanted.insert(number, interface);
             }
         }
+        let mut refused = None;
         for (number, interface) in &wanted {
-            if self.hooks.contains_key(number) {
+            if let Some(hook) = self.hooks.get_mut(number) {
+                hook.rename(interface);
                 continue;
             }
-            let hook = Hook::hang(program, interface, Way::Ingress, self.chain, &self.left)
-                .map_err(failed(GUARD, interface))?;
-            self.hooks.insert(*number, ((*interface).to_owned(), hook));
+            match Hook::hang(program, interface, Way::Ingress, self.chain, &self.left) {
+                Ok(hook) => drop(self.hooks.insert(*number, hook)),
+                // The others are not to be open for this one's sake.
+                Err(error) => refused = refused.or(Some(failed(GUARD, interface)(error))),
+            }
+        }
+        if let Some(refused) = refused {
+            return Err(refused);
         }
         let unwanted = |number: &u32| !wanted.contains_key(number);
         self.take_away(unwanted)
@@ -74,16 +88,17 @@ impl Guards {
     /// Hangs again what was taken off; returns the interfaces on which something stands before it.
     pub(super) fn mend(&mut self, program: &mut SchedClassifier) -> anyhow::Result<Vec<String>> {
         let mut behind = Vec::new();
-        for (number, (interface, hook)) in &mut self.hooks {
+        for (number, hook) in &mut self.hooks {
+            let interface = hook.interface().to_owned();
             // An interface that is gone, or has a new name, is for the next set.
-            if index(interface).ok() != Some(*number) {
+            if index_if_there(&interface)? != Some(*number) {
                 continue;
             }
             match hook.standing()? {
                 Standing::First => {}
-                Standing::Behind => behind.push(interface.clone()),
+                Standing::Behind => behind.push(interface),
                 Standing::Gone => {
-                    *hook = Hook::hang(program, interface, Way::Ingress, self.chain, &[])
+                    *hook = Hook::hang(program, &interface, Way::Ingress, self.chain, &[])
                         .with_context(|| format!("guard {interface} again"))?;
                 }
             }
@@ -97,7 +112,7 @@ impl Guards {
 
     /// Takes away every guard that is unwanted, those of earlier agents too, and their pins.
     fn take_away(&mut self, unwanted: impl Fn(&u32) -> bool) -> anyhow::Result<()> {
-        for (number, (_, hook)) in &self.hooks {
+        for (number, hook) in &self.hooks {
             if unwanted(number) {
                 hook.unhang()?;
             }
@@ -107,11 +122,9 @@ impl Guards {
             return Ok(());
         }
         for interface in interfaces()? {
-            // The kernel lost it between the two questions.
-            let Ok(number) = index(&interface) else {
-                continue;
-            };
-            if unwanted(&number)
+            // `None`: the kernel lost it between the two questions.
+            if let Some(number) = index_if_there(&interface)?
+                && unwanted(&number)
                 && let Some(hook) = Hook::find(&interface, Way::Ingress, self.chain, &self.left)?
             {
                 hook.unhang()?;

@@ -297,7 +297,14 @@ impl Dataplane {
 
     /// Whether the next agent would find maps and programs.
     pub fn is_pinned(&self) -> bool {
+        // An earlier layout's still hang where ours will.
+        let hooks = [(Role::Ingress, &self.ingress), (Role::Egress, &self.egress)];
+        let hooks = hooks.iter().filter(|_| self.earlier.is_empty());
+        let mut programs = hooks
+            .map(|(role, hook)| (*role, hook.program_id()))
+            .chain([(Role::Guard, self.guards.program_id())]);
         self.pins.are_there()
+            && programs.all(|(role, id)| self.pins.folder.program(role, id).exists())
     }
 
     /// Pins again what is not pinned any more.

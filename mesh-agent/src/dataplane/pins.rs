@@ -115,11 +115,14 @@ impl Folder {
         Ok(left)
     }
 
+    /// Where a program of this number is pinned.
+    pub(super) fn program(&self, role: Role, id: u32) -> PathBuf {
+        self.0.join(format!("{}{id}", role.prefix()))
+    }
+
     /// Pins a program under its number, so that it never takes the place of another's pin.
     pub(super) fn keep(&self, role: Role, program: &mut SchedClassifier) -> anyhow::Result<()> {
-        let pin = self
-            .0
-            .join(format!("{}{}", role.prefix(), program.info()?.id()));
+        let pin = self.program(role, program.info()?.id());
         if !pin.exists() {
             program.pin(&pin)?;
         }
