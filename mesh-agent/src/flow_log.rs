@@ -3,7 +3,7 @@
 //! Nobody who reads slowly holds anybody up: what a reader was too slow for is a number in what it
 //! reads next. The file is bounded: when it is full it becomes `FILE.1`, in the place of the one before.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_core::Direction;
 use mesh_core::flow::{Described, Query};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::{broadcast, mpsc};
@@ -48,12 +49,23 @@ impl Entry {
             Self::Lost { .. } => true,
         }
     }
+
+    /// The node at the far end, as far as it is known.
+    fn node(&self) -> Option<String> {
+        match self {
+            Self::Flow(flow) => match flow.direction {
+                Direction::Ingress => flow.source.node.clone(),
+                Direction::Egress => flow.destination.node.clone(),
+            },
+            Self::Lost { .. } => None,
+        }
+    }
 }
 
 /// Where entries go, and come from. Cloned freely.
 #[derive(Clone, Debug)]
 pub struct FlowLog {
-    recent: Arc<Mutex<VecDeque<Arc<Entry>>>>,
+    recent: Arc<Mutex<Recent>>,
     news: broadcast::Sender<Arc<Entry>>,
 }
 
@@ -70,10 +82,7 @@ impl FlowLog {
     pub(crate) fn tell(&self, entry: Entry) {
         let entry = Arc::new(entry);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() == REMEMBERED {
-            recent.pop_front();
-        }
-        recent.push_back(entry.clone());
+        recent.push(entry.clone());
         // Under the lock, so that a follower misses none and gets none twice. Nobody may listen.
         let _ = self.news.send(entry);
     }
@@ -81,7 +90,44 @@ impl FlowLog {
     /// What is remembered, oldest first, and what comes from now on.
     pub fn follow(&self) -> (Vec<Arc<Entry>>, broadcast::Receiver<Arc<Entry>>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        (recent.iter().cloned().collect(), self.news.subscribe())
+        (recent.all(), self.news.subscribe())
+    }
+}
+
+/// The last entries, of which those about one node make room for its own: one that floods the log
+/// does not take away what it says of others.
+#[derive(Debug, Default)]
+struct Recent {
+    /// By the node at the far end, with their numbers.
+    by_node: BTreeMap<Option<String>, VecDeque<(u64, Arc<Entry>)>>,
+    length: usize,
+    next: u64,
+}
+
+impl Recent {
+    fn push(&mut self, entry: Arc<Entry>) {
+        if self.length == REMEMBERED {
+            let most = self.by_node.iter_mut().max_by_key(|(_, of)| of.len());
+            if let Some((node, of)) = most {
+                of.pop_front();
+                if of.is_empty() {
+                    let node = node.clone();
+                    self.by_node.remove(&node);
+                }
+            }
+        } else {
+            self.length += 1;
+        }
+        let of = self.by_node.entry(entry.node()).or_default();
+        of.push_back((self.next, entry));
+        self.next += 1;
+    }
+
+    /// Oldest first.
+    fn all(&self) -> Vec<Arc<Entry>> {
+        let mut all: Vec<_> = self.by_node.values().flatten().collect();
+        all.sort_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, entry)| entry.clone()).collect()
     }
 }
 
@@ -196,6 +242,9 @@ pub use wire::json;
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::Identity;
+    use mesh_core::flow::{End, Kind};
+
     use super::*;
 
     fn lost(count: u64) -> Entry {
@@ -231,5 +280,42 @@ mod tests {
         assert_eq!(**recent.first().unwrap(), lost(1));
         log.tell(lost(9_999));
         assert_eq!(*news.recv().await.unwrap(), lost(9_999));
+    }
+
+    #[test]
+    fn a_node_that_floods_the_log_leaves_room_for_the_others() {
+        let end = |node: &str| End {
+            address: None,
+            port: 0,
+            identity: Identity(18),
+            node: Some(node.to_owned()),
+            tags: Vec::new(),
+            user: None,
+        };
+        let denied = |node: &str| {
+            Entry::Flow(Box::new(Described {
+                kind: Kind::Denied,
+                time: Duration::ZERO,
+                start: Duration::ZERO,
+                proto: 6,
+                direction: Direction::Ingress,
+                source: end(node),
+                destination: end("me"),
+                reason: Some("no rule"),
+                rule: None,
+                packets: [1, 0],
+                bytes: [60, 0],
+            }))
+        };
+        let log = FlowLog::default();
+        log.tell(denied("honest"));
+        for _ in 0..3 * REMEMBERED {
+            log.tell(denied("flooding"));
+        }
+        log.tell(lost(7));
+        let (recent, _) = log.follow();
+        assert_eq!(recent.len(), REMEMBERED);
+        assert_eq!(**recent.first().unwrap(), denied("honest"));
+        assert_eq!(**recent.last().unwrap(), lost(7));
     }
 }

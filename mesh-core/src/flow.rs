@@ -5,11 +5,12 @@
 //! denials that were counted but not told of. Whatever was lost on the way is a number in the log, and
 //! never a record that is missing in silence.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, flags};
-use mesh_common::{Direction, DropReason};
+use mesh_common::{Be16, Direction, DropReason};
 
 use crate::{Identity, RuleId};
 
@@ -20,6 +21,9 @@ mod tests;
 
 pub use describe::{Described, End};
 pub use query::Query;
+
+/// Kinds of denials that one walk tells of for each peer, beside one for all the others.
+const DENIALS_OF_ONE_PEER: usize = 64;
 
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -67,7 +71,8 @@ pub struct Record {
     pub time: u64,
     /// When the flow was opened, or the first of the denied packets came.
     pub first: u64,
-    /// Of a denial that was only counted, the ports and addresses are zero but for the service's port.
+    /// Of a denial that was only counted, the ports and addresses are zero but for the service's port;
+    /// of many that are told as one, that and the protocol are zero too.
     pub key: FlowKey,
     /// Which way the flow was opened, or the denied packets went.
     pub direction: Direction,
@@ -227,14 +232,40 @@ impl FlowLog {
         }
     }
 
-    /// What the packet path counted of denials, all of it: told of where no event did.
+    /// What the packet path counted of denials, all of it: told of where no event did. Of a peer that
+    /// tries thousands of ports, the most frequent by themselves and the others as one.
     pub fn handle_denials(&mut self, counted: impl Iterator<Item = (DenyKey, DenyEntry)>) {
         let before = std::mem::take(&mut self.denials);
+        let mut news: BTreeMap<u32, Vec<(DenyKey, DenyEntry)>> = BTreeMap::new();
         for (key, entry) in counted {
             self.denials.insert(key, entry.packets);
             if before.get(&key) != Some(&entry.packets) {
-                self.records.push_back(counted_denial(&key, &entry));
+                news.entry(key.peer).or_default().push((key, entry));
             }
+        }
+        for mut of_peer in news.into_values() {
+            of_peer.sort_by_key(|(_, entry)| Reverse(entry.packets));
+            let others = of_peer.split_off(of_peer.len().min(DENIALS_OF_ONE_PEER));
+            let mut folded: BTreeMap<DenyKey, DenyEntry> = BTreeMap::new();
+            for (key, entry) in others {
+                let same = DenyKey {
+                    port: Be16::new(0),
+                    proto: 0,
+                    ..key
+                };
+                let all = folded.entry(same).or_insert(DenyEntry {
+                    packets: 0,
+                    bytes: 0,
+                    ..entry
+                });
+                all.packets += entry.packets;
+                all.bytes += entry.bytes;
+                all.first = all.first.min(entry.first);
+                all.last = all.last.max(entry.last);
+            }
+            let told = of_peer.into_iter().chain(folded);
+            self.records
+                .extend(told.map(|(key, entry)| counted_denial(&key, &entry)));
         }
     }
 

@@ -166,6 +166,39 @@ fn denials_that_no_event_told_of_are_found_in_the_table() {
     assert_eq!(told(&mut log), [(Kind::Denied, [300, 0])]);
 }
 
+#[test]
+fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
+    let mut log = FlowLog::default();
+    let counted = |peer, port: u16| {
+        let mut key = deny_key(&record());
+        (key.peer, key.port) = (peer, Be16::new(port));
+        let entry = DenyEntry {
+            packets: if port == 900 { 5 } else { 1 },
+            bytes: 60,
+            first: port.into(),
+            last: 2_000,
+            told: 20,
+        };
+        (key, entry)
+    };
+    let scan = (1..=1_000).map(|port| counted(2, port));
+    log.handle_denials(scan.chain([counted(3, 25)]));
+    let records: Vec<_> = std::iter::from_fn(|| log.poll_record()).collect();
+    assert_eq!(records.len(), DENIALS_OF_ONE_PEER + 2);
+    let packets = |peer| {
+        let records = records.iter().filter(|record| record.peer == peer);
+        records.map(|record| record.packets[0]).sum::<u64>()
+    };
+    assert_eq!((packets(2), packets(3)), (1_004, 1));
+    let named = |port| records.iter().any(|r| r.key.local_port.get() == port);
+    assert!(named(900), "the most frequent");
+    let folded = records.iter().find(|r| r.peer == 2 && r.key.proto == 0);
+    let folded = folded.unwrap();
+    assert_eq!(folded.packets[0], 1_000 - DENIALS_OF_ONE_PEER as u64);
+    assert_eq!((folded.key.local_port.get(), folded.time), (0, 2_000));
+    assert_eq!(folded.reason, Some(DropReason::NoRule));
+}
+
 /// A denial as the log writes it.
 fn record() -> Record {
     let mut log = FlowLog::default();
