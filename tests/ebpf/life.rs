@@ -1,12 +1,17 @@
 //! An agent's life around the programs: first start, death, adoption, and what must be refused.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{TestRun as _, TestRunOptions};
 use mesh_agent::dataplane::{AttachError, Dataplane, Only, Options, probe};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps;
-use mesh_core::Direction;
+use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::Standing;
+use mesh_core::desired::MTU;
+use mesh_core::{Direction, Identity};
 
 use crate::kernel::{Kernel, options, own_network};
 use crate::scene::*;
@@ -45,6 +50,48 @@ fn a_dead_agents_policy_goes_on_and_its_successor_adopts_it() {
     kernel.apply(&revoked());
     assert!(!passes(&kernel, Direction::Egress, ACK));
     assert!(!passes(&kernel, Direction::Ingress, SYN));
+}
+
+/// What both policies allow passes at every moment of the change from one to the other.
+#[test]
+fn who_changed_while_no_agent_ran_costs_nobody_else_a_packet() {
+    let mut kernel = kernel();
+    kernel.kill();
+    let mut renamed = netmap();
+    let other = renamed.policy.identities.values_mut();
+    for identity in other.filter(|identity| **identity == Identity(19)) {
+        *identity = Identity(20);
+    }
+    kernel.start();
+    let folder = kernel.options().pin_dir.join(layout());
+    let mut pins = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|pin| pin.unwrap().path());
+    let is_ours = |pin: &std::path::PathBuf| pin.to_str().unwrap().contains("prog_in_");
+    let program = SchedClassifier::from_pin(pins.find(is_ours).unwrap()).unwrap();
+    let stop = AtomicBool::new(false);
+    let (sent, dropped) = std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            let (mut sent, mut dropped) = (0_u32, 0_u32);
+            while !stop.load(Ordering::Relaxed) {
+                let ports = [1 + (sent % 60_000) as u16, 22];
+                let options = TestRunOptions {
+                    data_in: Some(&tcp_between(PEER, ports, Direction::Ingress, SYN)),
+                    ..TestRunOptions::default()
+                };
+                let passes = program.test_run(options).unwrap().return_value == u32::MAX;
+                sent += 1;
+                dropped += u32::from(!passes);
+            }
+            (sent, dropped)
+        });
+        kernel.apply(&Tables::of(&renamed, MTU));
+        stop.store(true, Ordering::Relaxed);
+        opener.join().unwrap()
+    });
+    println!("{sent} flows opened meanwhile, {dropped} denied");
+    assert!(sent > 100, "{sent}");
+    assert_eq!(dropped, 0);
 }
 
 /// Both ways in which programs hang, whatever the kernel's own.

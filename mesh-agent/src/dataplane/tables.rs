@@ -30,6 +30,7 @@ use super::error::AttachError;
 use super::established::Established;
 use super::loader::{Foreign, Options};
 use super::policy::Policy;
+use crate::sys;
 
 /// `BPF_NOEXIST`: do not overwrite.
 const ONLY_NEW: u64 = 1;
@@ -254,7 +255,8 @@ impl Kernel {
                 TableOp::Forget(prefix) => self.forget(prefix)?,
                 // Written already.
                 TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
-                TableOp::Settle => self.settle()?,
+                TableOp::Settle => sys::maps::wait_for_programs()
+                    .map_err(ApplyError::at("wait for packets under way"))?,
                 TableOp::Swap => self.swap(prepared.take(), &ops, desired)?,
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => {
@@ -290,6 +292,14 @@ impl Kernel {
             .map_err(step("raise the generation"))
     }
 
+    /// Rows of the policy in use, and the policies that are in memory.
+    pub(super) fn policies(&self) -> (usize, impl Iterator<Item = &MapData>) {
+        let behind = self.behind.as_ref().map(|(policy, _)| policy);
+        let all = [self.active.as_ref(), self.shadow.as_ref(), behind];
+        let maps = all.into_iter().flatten().map(Policy::map);
+        (self.observed.rows.len(), maps)
+    }
+
     /// Makes the last change in the policy that has gone out of use. If that fails, the next change starts
     /// from a fresh one.
     pub fn catch_up(&mut self) {
@@ -298,19 +308,6 @@ impl Kernel {
         {
             self.shadow = Some(before);
         }
-    }
-
-    /// The kernel waits for all programs that run when the policy is set, even to what it is.
-    ///
-    /// That of an earlier agent cannot be named, so an empty one takes its place until the swap, and new
-    /// flows are denied meanwhile: some milliseconds, where numbers have changed while no agent ran.
-    fn settle(&mut self) -> Result<(), ApplyError> {
-        let step = ApplyError::at("wait for packets under way");
-        match &self.active {
-            Some(active) => self.outer.set(0, active.map(), 0),
-            None => Policy::of(&[]).and_then(|empty| self.outer.set(0, empty.map(), 0)),
-        }
-        .map_err(step)
     }
 
     /// The policy to come, and what was written into the other of the two for it.
