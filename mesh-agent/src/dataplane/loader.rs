@@ -32,7 +32,7 @@ use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
 use super::takeover::{carry_flows, hang, hang_or_wait, left};
-use super::usage::Usage;
+use super::usage::{Usage, memory};
 use super::{Counters, FlowEvent};
 
 /// How to load.
@@ -269,6 +269,16 @@ impl Dataplane {
         if let Some(half_open) = half_open {
             half_open.entries = self.kernel.flows(Stage::HalfOpen)?.len() as u64;
             half_open.capacity *= WAYS as u64;
+        }
+        // That one holds but the map that holds the policy in use.
+        let policy = usage.iter_mut().find(|usage| usage.map == maps::POL);
+        if let Some(policy) = policy {
+            let (rows, tables) = self.kernel.policies();
+            policy.entries = rows as u64;
+            policy.capacity = maps::POLICY_CAPACITY.into();
+            for table in tables {
+                policy.memory_bytes += memory(table)?;
+            }
         }
         Ok(usage)
     }

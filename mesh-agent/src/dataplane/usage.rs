@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::Context as _;
+use aya::maps::MapData;
 
 use super::pins::Pins;
 use crate::sys;
@@ -23,7 +24,7 @@ pub struct Usage {
 
 impl Pins {
     pub(super) fn usage(&self) -> anyhow::Result<Vec<Usage>> {
-        let usage = |(map, data): &(&'static str, aya::maps::MapData)| -> anyhow::Result<Usage> {
+        let usage = |(map, data): &(&'static str, MapData)| -> anyhow::Result<Usage> {
             let info = data.info()?;
             let fd = data.fd().as_fd();
             let most = info.max_entries().saturating_mul(2);
@@ -32,16 +33,21 @@ impl Pins {
                 0 => 0,
                 size => sys::bpf::map_count(fd, size, most)?,
             };
-            let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-            let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            let memory = text.lines().find_map(|line| line.strip_prefix("memlock:"));
             Ok(Usage {
                 map,
                 entries: entries.into(),
                 capacity: info.max_entries().into(),
-                memory_bytes: memory.and_then(|m| m.trim().parse().ok()).unwrap_or(0),
+                memory_bytes: memory(data)?,
             })
         };
         self.maps().iter().map(usage).collect()
     }
+}
+
+/// What a map takes, as the kernel accounts for it.
+pub(super) fn memory(map: &MapData) -> anyhow::Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let memory = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(memory.and_then(|m| m.trim().parse().ok()).unwrap_or(0))
 }
