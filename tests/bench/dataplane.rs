@@ -11,7 +11,7 @@ mod setup;
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use serde_json::json;
 
@@ -58,7 +58,7 @@ impl Row {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let rows = rounds(options.runs)?;
-    print(&rows);
+    let broken = print(&rows);
     if let Some(path) = &options.json {
         let figures: Vec<_> = rows
             .iter()
@@ -75,6 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         std::fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")
             .with_context(|| format!("write {}", path.display()))?;
     }
+    ensure!(broken.is_empty(), "broken: {}", broken.join(", "));
     Ok(())
 }
 
@@ -113,7 +114,9 @@ fn bar(name: &str, median: impl Fn(&str) -> f64) -> Option<f64> {
     }
 }
 
-fn print(rows: &[Row]) {
+/// Returns the rows that are over their bars.
+fn print(rows: &[Row]) -> Vec<&'static str> {
+    let mut broken = Vec::new();
     let median = |name: &str| {
         let row = rows.iter().find(|row| row.name == name);
         row.map_or(f64::NAN, Row::median)
@@ -124,6 +127,7 @@ fn print(rows: &[Row]) {
             let holds = if row.median() <= bar {
                 "holds"
             } else {
+                broken.push(row.name);
                 "BROKEN"
             };
             format!("{bar:10.1} {holds}")
@@ -136,4 +140,5 @@ fn print(rows: &[Row]) {
             row.unit
         );
     }
+    broken
 }
