@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::agent::Actuator;
+use mesh_core::dataplane::vigil::Standing;
 use mesh_core::desired::{Desired, MTU};
 use mesh_core::health::{Condition, Severity};
 use mesh_core::routes;
@@ -178,6 +179,7 @@ async fn run(
         backend,
         enforcer,
         conditions,
+        found,
     } = raised;
     for (name, condition) in conditions {
         let _ = ports.told.send(Told::Condition(name, condition)).await;
@@ -191,7 +193,7 @@ async fn run(
     let end = match Net::new().await {
         Ok(net) => {
             let net = Arc::new(net);
-            let mut tasks = spawn(settings, &handle, &net, &interface, ports);
+            let mut tasks = spawn(settings, &handle, &net, &interface, ports, found);
             let end = watch_over(&interface, ports, stop).await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
@@ -233,6 +235,7 @@ fn spawn(
     net: &Arc<Net>,
     interface: &Interface,
     ports: &Ports,
+    found: Option<Standing>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (loaded, loading) = watch::channel(false);
@@ -259,6 +262,7 @@ fn spawn(
         ports.around.clone(),
         ports.told.clone(),
         door,
+        found,
     );
     tasks.spawn(watch.instrument(tracing::info_span!("dataplane")));
 

@@ -138,6 +138,29 @@ fn programs_that_were_taken_off_are_missed_and_put_back() {
     });
 }
 
+#[test]
+fn what_became_of_the_programs_of_the_dead_is_found() {
+    each_chain(|options| {
+        let found = || Dataplane::attach("lo", options).unwrap().found();
+        assert_eq!(found(), None);
+        assert_eq!(found(), Some(Standing::First));
+        if options.clsact {
+            let done = std::process::Command::new("tc")
+                .args(["qdisc", "del", "dev", "lo", "clsact"])
+                .status();
+            assert!(done.unwrap().success());
+            assert_eq!(found(), Some(Standing::Gone));
+            assert_eq!(found(), Some(Standing::First));
+        } else {
+            let bpffs = Bpffs::mount().unwrap();
+            let foreign = foreign(&bpffs, options);
+            assert_eq!(found(), Some(Standing::Behind));
+            foreign.detach().unwrap();
+            assert_eq!(found(), Some(Standing::First));
+        }
+    });
+}
+
 /// Another agent's programs, pinned elsewhere, for somebody else's.
 fn foreign(bpffs: &Bpffs, options: &Options) -> Dataplane {
     let options = Options {

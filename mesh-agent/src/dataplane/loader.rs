@@ -31,7 +31,7 @@ use super::half_open::REVOKE;
 use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
-use super::takeover::{carry_flows, hang, hang_or_wait, left};
+use super::takeover::{carry_flows, found, hang, hang_or_wait, left};
 use super::usage::{Usage, memory};
 use super::{Counters, FlowEvent};
 
@@ -89,6 +89,7 @@ pub struct Dataplane {
     guards: Guards,
     kernel: Kernel,
     events: Option<Map>,
+    found: Option<Standing>,
 }
 
 const INGRESS: (Role, Way) = (Role::Ingress, Way::Ingress);
@@ -126,6 +127,7 @@ impl Dataplane {
             return Err(AttachError::Incomplete(maps::EVENTS));
         }
         let chain = options.chain();
+        let found = found(interface, chain, &folder, &earlier).map_err(failed(names[0]))?;
         let mut hang = |program, end| {
             let loaded = classifier(&mut ebpf, program)?;
             hang_or_wait(loaded, interface, end, chain, &folder, &earlier).map_err(failed(program))
@@ -146,7 +148,13 @@ impl Dataplane {
             guards,
             kernel,
             events,
+            found,
         })
+    }
+
+    /// Where the programs of an earlier agent were when these were hung; `None` if it has left none.
+    pub fn found(&self) -> Option<Standing> {
+        self.found
     }
 
     /// Whether programs hang on `interface` that an agent of ours may have left, and no pin by which

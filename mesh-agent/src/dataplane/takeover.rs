@@ -13,6 +13,7 @@ use aya::programs::SchedClassifier;
 use mesh_common::flow::{Flow, FlowEntry, FlowKey, flags};
 use mesh_common::maps::{self, Shape};
 use mesh_common::place::Place;
+use mesh_core::dataplane::vigil::Standing;
 
 use super::attach::{Chain, Hook, Left, Way};
 use super::established::{Established, Only};
@@ -49,6 +50,28 @@ pub(super) fn carry_flows(from: &Folder, to: &mut Established) -> anyhow::Result
         let _ = to.put(key, entry, Only::New);
     }
     Ok(carried)
+}
+
+/// Where the programs are that earlier agents have left; `None` if there are none.
+pub(super) fn found(
+    interface: &str,
+    chain: Chain,
+    folder: &Folder,
+    earlier: &[Folder],
+) -> anyhow::Result<Option<Standing>> {
+    let mut worst = None;
+    for (role, way) in [(Role::Ingress, Way::Ingress), (Role::Egress, Way::Egress)] {
+        let left = left(folder, earlier, role)?;
+        if left.is_empty() {
+            continue;
+        }
+        let standing = match Hook::find(interface, way, chain, &left)? {
+            Some(hook) => hook.standing()?,
+            None => Standing::Gone,
+        };
+        worst = worst.max(Some(standing));
+    }
+    Ok(worst)
 }
 
 /// The program at its hook; or another layout's that is there, until our policy is loaded.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use super::log_flows::Ended;
-use super::{Settings, open_options};
+use super::{Settings, index_of, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
 use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Usage};
@@ -228,6 +228,8 @@ pub(super) struct Raised {
     pub(super) enforcer: Enforcer,
     /// Raised and cleared by what was found.
     pub(super) conditions: Vec<(&'static str, Option<Condition>)>,
+    /// Where the programs were that an earlier agent has left on this device, if it was there.
+    pub(super) found: Option<Standing>,
 }
 
 /// Opens the device and hangs the filter on it.
@@ -239,9 +241,14 @@ pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
     };
     let mut refused = None;
     if kernel {
+        let is_adopted = index_of(&settings.interface).is_some();
         let backend = open_kernel(settings).await?;
         match attach(settings) {
-            Ok(programs) => return Ok(judged_by_programs(backend, programs)),
+            Ok(programs) => {
+                let found = programs.found().filter(|_| is_adopted);
+                let raised = judged_by_programs(backend, programs);
+                return Ok(Raised { found, ..raised });
+            }
             Err(error) if settings.backend == Choice::Kernel => {
                 return Err(anyhow::Error::new(error).context(
                     "the kernel's WireGuard is refused without eBPF programs: nobody would enforce the policy",
@@ -313,6 +320,7 @@ fn judged_by_programs(backend: Backend, programs: Dataplane) -> Raised {
         backend,
         enforcer: Enforcer::Programs(Box::new(Mutex::new(programs))),
         conditions: vec![("BuiltWithoutEbpf", None), ("EbpfUnavailable", None)],
+        found: None,
     }
 }
 
@@ -367,5 +375,6 @@ async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
         backend,
         enforcer: Enforcer::InProcess(filter),
         conditions: vec![condition],
+        found: None,
     })
 }

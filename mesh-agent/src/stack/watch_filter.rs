@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::dataplane::vigil::{Step, Vigil};
+use mesh_core::dataplane::vigil::{Standing, Step, Vigil};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::{mpsc, watch};
 
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// While something has to be put right.
 const SOON: Duration = Duration::from_millis(100);
 
-/// Runs until it is dropped.
+/// Runs until it is dropped. `found`: where an earlier agent's programs were.
 pub(super) async fn run(
     enforcer: Arc<Enforcer>,
     net: Arc<Net>,
@@ -31,8 +31,9 @@ pub(super) async fn run(
     mut around: watch::Receiver<Around>,
     told: mpsc::Sender<Told>,
     door: watch::Sender<Door>,
+    found: Option<Standing>,
 ) {
-    let mut vigil = Vigil::new(Instant::now());
+    let mut vigil = Vigil::new(found, Instant::now());
     let mut conditions = Conditions {
         told,
         stand: BTreeMap::new(),

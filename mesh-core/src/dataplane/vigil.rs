@@ -49,17 +49,17 @@ enum Fault {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// `seen`: when the programs were last found in their place.
+    /// `seen`: when the programs were last found in their place; `None`: by no agent that still runs.
     Open {
-        seen: Instant,
+        seen: Option<Instant>,
     },
     Closing {
-        seen: Instant,
+        seen: Option<Instant>,
         fault: Fault,
     },
     Closed {
         fault: Fault,
-        exposed: Duration,
+        exposed: Exposed,
     },
 }
 
@@ -68,15 +68,23 @@ enum State {
 pub struct Vigil {
     state: State,
     /// The last time that it was open to all: why, for how long, and when it was over.
-    past: Option<(Fault, Duration, Instant)>,
+    past: Option<(Fault, Exposed, Instant)>,
 }
 
+/// For how long at most packets may have passed unjudged; `None`: since some time before this agent
+/// started.
+type Exposed = Option<Duration>;
+
 impl Vigil {
-    /// From the moment at which the programs were hung.
-    pub fn new(now: Instant) -> Self {
+    /// From the moment at which the programs were hung. `found` is where an earlier agent's were then, if
+    /// it left any on this device.
+    pub fn new(found: Option<Standing>, now: Instant) -> Self {
+        let behind = found == Some(Standing::Behind);
         Self {
-            state: State::Open { seen: now },
-            past: None,
+            state: State::Open {
+                seen: (!behind).then_some(now),
+            },
+            past: (found == Some(Standing::Gone)).then_some((Fault::Gone, None, now)),
         }
     }
 
@@ -84,10 +92,12 @@ impl Vigil {
     pub fn handle_standing(&mut self, standing: Option<Standing>, now: Instant) -> Step {
         match (self.state, standing) {
             (State::Open { .. }, Some(Standing::First)) => {
-                self.state = State::Open { seen: now };
+                self.state = State::Open { seen: Some(now) };
                 Step::Nothing
             }
-            (State::Open { seen }, None) if now.saturating_duration_since(seen) < BLIND => {
+            (State::Open { seen: Some(seen) }, None)
+                if now.saturating_duration_since(seen) < BLIND =>
+            {
                 Step::Nothing
             }
             (State::Open { seen }, standing) => {
@@ -100,7 +110,7 @@ impl Vigil {
                 Step::Close
             }
             (State::Closed { fault, exposed }, Some(Standing::First)) => {
-                self.state = State::Open { seen: now };
+                self.state = State::Open { seen: Some(now) };
                 self.past = Some((fault, exposed, now));
                 Step::Open
             }
@@ -113,7 +123,7 @@ impl Vigil {
     /// The device is down.
     pub fn handle_closed(&mut self, now: Instant) {
         if let State::Closing { seen, fault } = self.state {
-            let exposed = now.saturating_duration_since(seen);
+            let exposed = seen.map(|seen| now.saturating_duration_since(seen));
             self.state = State::Closed { fault, exposed };
         }
     }
@@ -127,18 +137,20 @@ impl Vigil {
         let stands = match self.state {
             State::Open { .. } => None,
             State::Closing { seen, fault } => {
-                let open = now.saturating_duration_since(seen);
+                let open = seen.map(|seen| now.saturating_duration_since(seen));
                 Some((
                     fault,
                     format!(
-                        "it is still up, {open:.1?} after the programs were last seen in their place"
+                        "it is still up; packets may have passed unjudged {}",
+                        until_now(open)
                     ),
                 ))
             }
             State::Closed { fault, exposed } => Some((
                 fault,
                 format!(
-                    "it was taken down; packets may have passed unjudged for at most {exposed:.1?}"
+                    "it was taken down; packets may have passed unjudged {}",
+                    until_now(exposed)
                 ),
             )),
         };
@@ -153,12 +165,20 @@ impl Vigil {
             .map(|(fault, exposed, _)| Condition {
                 severity: Severity::Warning,
                 text: format!(
-                    "{} on {interface}, within the last hour: packets may have passed unjudged for at most {exposed:.1?}",
-                    fault.text()
+                    "{} on {interface}, within the last hour: packets may have passed unjudged {}",
+                    fault.text(),
+                    until_now(exposed)
                 ),
                 next_step: "the filter is in its place again; find out which program or person put something there",
             });
         [(BYPASSED, stands), (WAS_BYPASSED, past)]
+    }
+}
+
+fn until_now(exposed: Exposed) -> String {
+    match exposed {
+        Some(exposed) => format!("for at most {exposed:.1?}"),
+        None => "since some time before this agent started".to_owned(),
     }
 }
 
@@ -205,7 +225,7 @@ mod tests {
     #[test]
     fn a_foreign_program_closes_the_device_until_it_is_gone() {
         let start = start();
-        let mut vigil = Vigil::new(start);
+        let mut vigil = Vigil::new(None, start);
         let at = |ticks: u32| start + TICK * ticks;
         assert_eq!(
             vigil.handle_standing(Some(Standing::First), at(1)),
@@ -238,7 +258,7 @@ mod tests {
     #[test]
     fn programs_taken_off_are_put_back_behind_a_closed_door() {
         let start = start();
-        let mut vigil = Vigil::new(start);
+        let mut vigil = Vigil::new(None, start);
         let gone = Some(Standing::Gone);
         assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Close);
         // Until it is closed there is nothing else to do.
@@ -252,9 +272,29 @@ mod tests {
     }
 
     #[test]
+    fn what_happened_while_no_agent_ran_is_told_as_such() {
+        let start = start();
+        let mut vigil = Vigil::new(Some(Standing::Behind), start);
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::Behind), start),
+            Step::Close
+        );
+        vigil.handle_closed(start);
+        let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged since some time before this agent started";
+        assert_eq!(texts(&vigil, start), [(BYPASSED, text.to_owned())]);
+
+        let mut vigil = Vigil::new(Some(Standing::Gone), start);
+        let first = Some(Standing::First);
+        assert_eq!(vigil.handle_standing(first, start + TICK), Step::Nothing);
+        let text = "the filter's programs were taken off on mesh0, within the last hour: packets may have passed unjudged since some time before this agent started";
+        assert_eq!(texts(&vigil, start), [(WAS_BYPASSED, text.to_owned())]);
+        assert_eq!(texts(&Vigil::new(first, start), start), []);
+    }
+
+    #[test]
     fn silence_is_an_answer_after_a_second() {
         let start = start();
-        let mut vigil = Vigil::new(start);
+        let mut vigil = Vigil::new(None, start);
         assert_eq!(vigil.handle_standing(None, start + TICK), Step::Nothing);
         assert_eq!(vigil.handle_standing(None, start + TICK * 2), Step::Close);
     }
