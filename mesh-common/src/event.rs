@@ -176,22 +176,31 @@ pub struct DenyKey {
 pub struct DenyEntry {
     pub packets: u64,
     pub bytes: u64,
-    /// Nanoseconds of the monotonic clock, as the next two.
+    /// Nanoseconds of the monotonic clock, as the next.
     pub first: u64,
     pub last: u64,
-    /// When an event last told of it, or would have if there had been a token.
-    pub told: u64,
+    /// When an event last told of it, or would have if there had been a token: in [`DenyEntry::tick`]s.
+    pub told: u32,
+    /// Which rule denied the last of them.
+    pub rule: RuleId,
 }
 
-/// A count that goes on is told of again after so many nanoseconds, and whenever it has doubled.
-pub const RETELL: u64 = 5_000_000_000;
+/// A count that goes on is told of again after so many [`DenyEntry::tick`]s, five seconds, and whenever
+/// it has doubled.
+pub const RETELL: u32 = (5_000_000_000_u64 >> 20) as u32;
 
 impl DenyEntry {
+    /// A time of nanoseconds in steps of a millisecond, which a word holds for seven weeks.
+    #[inline(always)]
+    pub const fn tick(now: u64) -> u32 {
+        (now >> 20) as u32
+    }
+
     /// Is the count worth an event, now that it has grown to `packets`?
     #[inline(always)]
     pub const fn is_news(&self, packets: u64, now: u64) -> bool {
         // The highest bit is another.
-        packets ^ self.packets > self.packets || now.wrapping_sub(self.told) > RETELL
+        packets ^ self.packets > self.packets || Self::tick(now).wrapping_sub(self.told) > RETELL
     }
 }
 
@@ -243,18 +252,19 @@ mod tests {
 
     #[test]
     fn a_count_is_news_when_it_doubles_and_when_it_has_been_long() {
+        let now = 3_000_000_000;
         let mut entry = DenyEntry {
-            told: 1,
+            told: DenyEntry::tick(now),
             ..DenyEntry::default()
         };
         let mut told = 0;
         while entry.packets < 1_000 {
             let packets = entry.packets + 1 + entry.packets % 3;
-            told += u32::from(entry.is_news(packets, 2));
+            told += u32::from(entry.is_news(packets, now));
             entry.packets = packets;
         }
         assert_eq!(told, 10);
-        assert!(!entry.is_news(entry.packets + 1, 2));
-        assert!(entry.is_news(entry.packets + 1, RETELL + 2));
+        assert!(!entry.is_news(entry.packets + 1, now + 4_990_000_000));
+        assert!(entry.is_news(entry.packets + 1, now + 5_010_000_000));
     }
 }

@@ -12,7 +12,7 @@ use crate::place::{Place, Secret};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";

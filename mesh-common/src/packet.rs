@@ -126,6 +126,37 @@ impl Facts {
         }
     }
 
+    /// Of a packet that [`parse`] refused: its ends and its protocol, if it has a header that says so.
+    #[inline(always)]
+    pub fn refused<B: Bytes>(bytes: &B, direction: Direction) -> Self {
+        let mut facts = Self::unreadable(direction);
+        let Some([first]) = bytes.words::<0, 1>() else {
+            return facts;
+        };
+        let (source, destination, proto) = match u32::from_be(first) >> 28 {
+            4 => match bytes.words::<0, 5>() {
+                Some(h) => (
+                    Address::from_v4_word(h[3]),
+                    Address::from_v4_word(h[4]),
+                    u32::from_be(h[2]) >> 16,
+                ),
+                None => return facts,
+            },
+            6 => match v6(bytes) {
+                Ok(network) => (network.source, network.destination, network.proto.into()),
+                Err(_) => return facts,
+            },
+            _ => return facts,
+        };
+        (facts.key.remote, facts.key.local) = match direction {
+            Direction::Ingress => (source, destination),
+            Direction::Egress => (destination, source),
+        };
+        facts.key.proto = proto as u8;
+        facts.remote = facts.key.remote;
+        facts
+    }
+
     /// Of a packet that [`usual`] could read, as [`parse`] would give them if it does not refuse its
     /// addresses or TCP flags.
     #[inline(always)]

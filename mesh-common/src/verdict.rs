@@ -112,6 +112,19 @@ impl Verdict {
         Self::refuse(reason, &Judged::NOBODY)
     }
 
+    /// Says whose the packet is that was refused before anybody asked, as far as the tables know: who
+    /// sends what nobody can read has to bear the blame, and the cost of being told of.
+    #[inline(always)]
+    pub fn name(&mut self, key: &FlowKey, tables: &impl Lookup) {
+        if self.passes() || self.remote != Identity::UNKNOWN {
+            return;
+        }
+        let ends = ends(tables, key);
+        self.remote = ends.remote;
+        self.local = ends.local;
+        self.state.peer = ends.peer;
+    }
+
     #[inline(always)]
     const fn refuse(reason: DropReason, judged: &Judged) -> Self {
         Self {

@@ -258,6 +258,9 @@ impl FlowLog {
                     bytes: 0,
                     ..entry
                 });
+                if all.rule != entry.rule {
+                    all.rule = RuleId::NONE;
+                }
                 all.packets += entry.packets;
                 all.bytes += entry.bytes;
                 all.first = all.first.min(entry.first);
@@ -340,7 +343,7 @@ fn counted_denial(key: &DenyKey, entry: &DenyEntry) -> Record {
         direction,
         remote: key.remote,
         local: key.local,
-        rule: RuleId::NONE,
+        rule: entry.rule,
         peer: key.peer,
         reason: DropReason::from_number(key.reason),
         packets: [0; 2],

@@ -60,7 +60,8 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
         bytes: meta.bytes,
         first: meta.now,
         last: meta.now,
-        told: meta.now,
+        told: DenyEntry::tick(meta.now),
+        rule: verdict.rule,
     };
     match DENY_AGG.get_ptr_mut(&same) {
         Some(found) => {
@@ -72,6 +73,7 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
                 entry.first = (*found).first;
                 let is_news = (*found).is_news(entry.packets, meta.now);
                 (*found).last = meta.now;
+                (*found).rule = verdict.rule;
                 atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(
                     &raw mut (*found).packets,
                     segments,
@@ -83,7 +85,7 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
                 if !is_news {
                     return 0;
                 }
-                (*found).told = meta.now;
+                (*found).told = entry.told;
             }
         }
         None => {

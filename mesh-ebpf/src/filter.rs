@@ -67,9 +67,12 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
             let Scratch { facts, verdict, .. } = &mut *scratch;
             if read(&Skb::<AT>::new(ctx), direction, facts, verdict) {
                 seen.set(Seen::Facts);
+            } else {
+                blame::<AT>(ctx, direction, facts);
             }
         }
         judge(&mut *scratch, config, seen.get());
+        name(&mut *scratch, config);
     }
     let end = conclude::<AT>(ctx, config, direction);
     if config.flags & Config::LOG != 0 {
@@ -218,11 +221,36 @@ fn read<const AT: usize>(
             true
         }
         Err(reason) => {
-            facts.write(Facts::unreadable(direction));
             verdict.write(Verdict::refused(reason));
             false
         }
     }
+}
+
+/// Leaves what can be said of a packet that could not be read.
+#[inline(never)]
+fn blame<const AT: usize>(
+    ctx: &TcContext,
+    direction: Direction,
+    facts: &mut MaybeUninit<Facts>,
+) -> u32 {
+    facts.write(Facts::refused(&Linear::<AT>(ctx), direction));
+    0
+}
+
+/// Names the ends of a packet that was refused before anybody asked for them.
+#[inline(never)]
+fn name(scratch: &mut Scratch, config: &Config) -> u32 {
+    let Scratch {
+        facts,
+        verdict,
+        asked,
+        ..
+    } = scratch;
+    // SAFETY: always written.
+    let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_mut()) };
+    verdict.name(&facts.key, &Tables::new(config, asked));
+    0
 }
 
 /// Writes the verdict; that of a packet that cannot be read is there already.

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use mesh_agent::dataplane::EventKind::{Closed, Confirmed, Denied, Opened, Revoked};
 use mesh_agent::dataplane::FlowEvent;
 use mesh_common::budget::{Bucket, PeerLoad, Rate};
-use mesh_common::event::{DenyEntry, DenyKey};
+use mesh_common::event::{DenyEntry, DenyKey, RETELL};
 use mesh_common::flow::FlowKey;
-use mesh_common::{Be16, DropReason, maps};
+use mesh_common::{Address, Be16, DropReason, maps};
 use mesh_core::Direction::{Egress, Ingress};
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
+use mesh_core::netmap::{Action, Entry, EntryKey, PortRange};
 use mesh_core::{Identity, RuleId};
 use rustix::event::{Timespec, epoll};
 
@@ -126,7 +129,9 @@ fn a_denial_says_all_of_its_packets() {
     };
     let asked = tcp_between(PEER, [40_000, 23], Ingress, SYN);
     let ours = tcp_between(PEER, [23, 40_000], Egress, SYN);
-    let unreadable = tcp(Ingress, 0);
+    let flagless = tcp(Ingress, 0);
+    let mut to_all = udp(Ingress);
+    to_all[16..20].copy_from_slice(&[224, 0, 0, 1]);
     let unasked = packet(PEER, Ingress, Body::Icmp(13)).bytes();
     let gre = packet(PEER, Ingress, Body::Other(47)).bytes();
     let answers = [false, true].map(|v6| {
@@ -136,6 +141,7 @@ fn a_denial_says_all_of_its_packets() {
         };
         from_peer(v6, body)
     });
+    let cut = &answers[1];
     // The near port of an answer is who asked.
     let of_answers = answers.each_ref().map(|answer| FlowKey {
         remote: answer.source.into(),
@@ -158,7 +164,7 @@ fn a_denial_says_all_of_its_packets() {
         remote: Identity::UNKNOWN,
         local: Identity::UNKNOWN,
         peer: 0,
-        ..same(0, 0, 0, DropReason::TcpFlags)
+        ..same(0, 0, 0, DropReason::NotIp)
     };
     for (direction, packet, same, flow, tcp_flags) in [
         (
@@ -175,7 +181,45 @@ fn a_denial_says_all_of_its_packets() {
             at(23, 40_000, 6),
             SYN,
         ),
-        (Ingress, unreadable, nobody, FlowKey::NONE, 0),
+        (Ingress, vec![0; 40], nobody, FlowKey::NONE, 0),
+        (
+            Ingress,
+            flagless,
+            same(0, 6, 0, DropReason::TcpFlags),
+            at(0, 0, 6),
+            0,
+        ),
+        (
+            Egress,
+            tcp(Egress, SYN)[..30].to_vec(),
+            same(0, 6, 1, DropReason::Truncated),
+            at(0, 0, 6),
+            0,
+        ),
+        (
+            Ingress,
+            cut.bytes()[..44].to_vec(),
+            same(0, 58, 0, DropReason::Truncated),
+            FlowKey {
+                remote: cut.source.into(),
+                local: cut.destination.into(),
+                ..at(0, 0, 58)
+            },
+            0,
+        ),
+        (
+            Ingress,
+            to_all,
+            DenyKey {
+                local: Identity::UNKNOWN,
+                ..same(53, 17, 0, DropReason::Multicast)
+            },
+            FlowKey {
+                local: Address::from(IpAddr::from([224, 0, 0, 1])),
+                ..at(4_000, 53, 17)
+            },
+            0,
+        ),
         (
             Ingress,
             unasked,
@@ -251,7 +295,8 @@ fn a_denial_says_all_of_its_packets() {
             bytes: length,
             first: now,
             last: now,
-            told: now,
+            told: DenyEntry::tick(now),
+            rule: RuleId::NONE,
         };
         assert_eq!(entry, alone);
         // One more, and one that is no news: counted, and not told.
@@ -261,11 +306,12 @@ fn a_denial_says_all_of_its_packets() {
             first: 5,
             last: 6,
             told: 7,
+            rule: RuleId(9),
         };
-        for (told, news) in [(5_000_000_000, false), (5_000_000_001, true)] {
+        for (told, news) in [(RETELL, false), (RETELL + 1, true)] {
             let (events, entry, now) = kernel.at_once(|kernel, now| {
                 let before = DenyEntry {
-                    told: now.wrapping_sub(told),
+                    told: DenyEntry::tick(now).wrapping_sub(told),
                     ..earlier
                 };
                 kernel.denials().insert(same, before, 0).unwrap();
@@ -282,7 +328,9 @@ fn a_denial_says_all_of_its_packets() {
                 bytes: 1_000 + length,
                 first: 5,
                 last: now,
-                told: if news { now } else { now.wrapping_sub(told) },
+                told: DenyEntry::tick(now).wrapping_sub(if news { 0 } else { told }),
+                // Of the last packet.
+                rule: RuleId::NONE,
             };
             assert_eq!(entry, grown);
             let expected = FlowEvent {
@@ -294,6 +342,37 @@ fn a_denial_says_all_of_its_packets() {
             };
             assert_eq!(events, if news { vec![expected] } else { vec![] });
         }
+    }
+}
+
+#[test]
+fn a_counted_denial_names_the_rule_that_denies() {
+    let mut kernel = kernel();
+    let mut netmap = netmap();
+    let key = EntryKey {
+        remote: Identity(18),
+        local: Identity(16),
+        direction: Ingress,
+        proto: Some(6),
+        ports: PortRange {
+            first: 23,
+            last: 23,
+        },
+    };
+    let denies = Entry {
+        action: Action::Deny,
+        rule: RuleId(9),
+    };
+    netmap.policy.entries.insert(key, denies);
+    kernel.apply(&Tables::of(&netmap, MTU));
+    let denied = tcp_between(PEER, [40_000, 23], Ingress, SYN);
+    for packets in 1..3 {
+        assert_eq!(kernel.outcome(Ingress, &denied), Err("denied by rule"));
+        let denials = kernel.dataplane().denials().unwrap();
+        let [(_, counted)] = denials[..] else {
+            panic!("one kind: {denials:?}");
+        };
+        assert_eq!((counted.packets, counted.rule), (packets, RuleId(9)));
     }
 }
 

@@ -144,13 +144,17 @@ impl Engine {
     /// `now` is in nanoseconds of any clock that does not go back.
     pub fn judge(&mut self, direction: Direction, packet: &mut [u8], now: u64) -> Verdict {
         let length = packet.len() as u64;
-        let (facts, verdict) = match packet::parse(&Slice(packet), direction) {
+        let (facts, mut verdict) = match packet::parse(&Slice(packet), direction) {
             Ok(mut facts) => match complete(&mut facts, now, self) {
                 Ok(()) => (facts, decide(&facts, now, self)),
                 Err(reason) => (facts, Verdict::refused(reason)),
             },
-            Err(reason) => (Facts::unreadable(direction), Verdict::refused(reason)),
+            Err(reason) => {
+                let facts = Facts::refused(&Slice(packet), direction);
+                (facts, Verdict::refused(reason))
+            }
         };
+        verdict.name(&facts.key, self);
         let entry = self.carry_out(&facts, &verdict, length, now);
         self.count(direction, &verdict, length);
         if let Some(kind) = verdict.event {

@@ -153,6 +153,7 @@ fn denials_that_no_event_told_of_are_found_in_the_table() {
             first: 10,
             last: 20,
             told: 20,
+            rule: RuleId(7),
         };
         (key, entry)
     };
@@ -178,6 +179,7 @@ fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
             first: port.into(),
             last: 2_000,
             told: 20,
+            rule: RuleId(7),
         };
         (key, entry)
     };
@@ -197,6 +199,7 @@ fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
     assert_eq!(folded.packets[0], 1_000 - DENIALS_OF_ONE_PEER as u64);
     assert_eq!((folded.key.local_port.get(), folded.time), (0, 2_000));
     assert_eq!(folded.reason, Some(DropReason::NoRule));
+    assert_eq!(folded.rule, RuleId(7));
 }
 
 /// A denial as the log writes it.

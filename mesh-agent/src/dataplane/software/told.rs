@@ -84,10 +84,11 @@ impl Told {
         entry.packets += 1;
         entry.bytes += packet.length;
         entry.last = packet.now;
+        entry.rule = packet.verdict.rule;
         if !is_news {
             return;
         }
-        entry.told = packet.now;
+        entry.told = DenyEntry::tick(packet.now);
         let mut event = FlowEvent {
             first: entry.first,
             ..packet.event(EventKind::Denied)
