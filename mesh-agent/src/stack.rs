@@ -246,7 +246,8 @@ fn spawn(
     };
     let (ended, endings) = mpsc::channel(1);
     let around = ports.around.clone();
-    let filter = actuate::Filter::new(handle.enforcer.clone(), around, interface, ended);
+    let told = ports.told.clone();
+    let filter = actuate::Filter::new(handle.enforcer.clone(), around, interface, ended, told);
     let first = actuate(filter, control(Actuator::Dataplane), Some(loaded));
     tasks.spawn(first.instrument(tracing::info_span!("dataplane")));
 

@@ -133,7 +133,8 @@ pub struct Config {
     /// Greatest MSS that a SYN may carry, by family; 0 leaves it alone.
     pub mss_v4: u16,
     pub mss_v6: u16,
-    /// Flows in `ct_est` that one peer may have opened here, or this node there: a quarter of all.
+    /// Flows in `ct_est` that one peer may have opened here, or this node there: a quarter of all, or
+    /// none while it is full.
     pub peer_flows: u32,
     /// Until then, in nanoseconds of the monotonic clock, a TCP packet in the middle of a connection
     /// may make its flow anew: the programs came to a host that had connections already.

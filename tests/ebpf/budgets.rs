@@ -1,6 +1,10 @@
 //! Flows that nobody remembers: of before the programs came, or of a peer that has used what it may.
 
+use mesh_agent::dataplane::Only;
+use mesh_common::Be16;
 use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerLoad, Rate};
+use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
+use mesh_common::maps::FLOW_CAPACITY;
 use mesh_core::Direction::{self, Egress, Ingress};
 
 use crate::kernel::{Kernel, full_at};
@@ -144,6 +148,56 @@ fn a_flow_beyond_its_peers_share_stays_half_open_and_lives_on() {
     kernel.age(2);
     assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), PASS);
     assert_eq!(flows(&kernel), (0, 1), "room was made");
+}
+
+#[test]
+fn a_full_table_costs_no_peer_the_flows_that_it_may_have() {
+    const FULL: u16 = (FLOW_CAPACITY / 16 * 15) as u16;
+    let mut kernel = kernel();
+    let flow = |kernel: &mut Kernel, port: u16, flags: &[(Direction, u8)]| {
+        for (direction, flags) in flags {
+            let packet = tcp_between(PEER, [port, 22], *direction, *flags);
+            assert_eq!(kernel.outcome(*direction, &packet), PASS);
+        }
+    };
+    // Somebody else's, of many peers.
+    let other = |n| FlowKey {
+        remote_port: Be16::new(n),
+        proto: 6,
+        ..FlowKey::NONE
+    };
+    let state = FlowState {
+        last_seen: kernel.now(),
+        flags: flags::CONFIRMED | flags::REPLIED,
+        peer: 3,
+        ..FlowState::default()
+    };
+    let entry = FlowEntry {
+        state,
+        ..FlowEntry::default()
+    };
+    let mut established = kernel.ct_est();
+    for n in 0..FULL {
+        established.put(other(n), entry, Only::New).unwrap();
+    }
+    let unknown = tcp_between(PEER, [9, 22], Ingress, ACK);
+    assert_eq!(kernel.outcome(Ingress, &unknown), NO_FLOW);
+    kernel.dataplane().sweep().unwrap();
+    assert!(kernel.dataplane().is_full());
+    let handshake = [(Ingress, SYN), (Egress, SYN_ACK), (Ingress, ACK)];
+    flow(&mut kernel, 1, &handshake);
+    assert_eq!(kernel.half_open().len(), 1);
+    // One that a crowd has pushed out goes on, both ways, by the policy alone.
+    flow(&mut kernel, 9, &[(Ingress, ACK), (Egress, ACK)]);
+    // With some room, what comes is taken in again.
+    for n in 0..=FULL / 15 {
+        established.remove(&other(n)).unwrap();
+    }
+    kernel.dataplane().sweep().unwrap();
+    assert!(!kernel.dataplane().is_full());
+    let before = kernel.established().len();
+    flow(&mut kernel, 2, &handshake);
+    assert_eq!(kernel.established().len(), before + 1);
 }
 
 /// SYN of a flow that the peer, or this node, may open.

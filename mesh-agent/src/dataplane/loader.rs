@@ -256,6 +256,11 @@ impl Dataplane {
         self.kernel.sweep()
     }
 
+    /// Whether the last sweep found so many established flows that no more are taken in.
+    pub fn is_full(&self) -> bool {
+        self.kernel.is_full()
+    }
+
     /// Ends the flows that `tables` no longer allow, and returns them with their tombstones. To be called
     /// with what was applied, after every change: packets of such flows are dropped in any case, this tells of those
     /// that send none.

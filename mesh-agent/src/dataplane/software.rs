@@ -67,6 +67,10 @@ impl Filter {
         self.engine().judge(direction, packet, now)
     }
 
+    pub fn is_full(&self) -> bool {
+        self.engine().is_full()
+    }
+
     pub fn counters(&self) -> Counters {
         self.engine().counters()
     }
@@ -312,6 +316,11 @@ impl Engine {
         self.established.len() + self.half_open.len()
     }
 
+    /// Whether there are so many established flows that no more are taken in.
+    pub fn is_full(&self) -> bool {
+        self.established.len() >= FLOW_CAPACITY as usize / 16 * 15
+    }
+
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters.clone();
         let lost = EventKind::ALL
@@ -366,7 +375,8 @@ impl Lookup for Engine {
 
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
         let load = self.loads.get(&peer);
-        load.is_some_and(|load| load.added[opened as usize].cast_signed() >= SHARE)
+        self.is_full()
+            || load.is_some_and(|load| load.added[opened as usize].cast_signed() >= SHARE)
     }
 
     fn icmp_errors(&self, peer: u32) -> Bucket {

@@ -42,7 +42,33 @@ impl Kernel {
             let freed = |way: usize| load.added[way].wrapping_sub(held[way]);
             self.free(peer, [freed(0), freed(1)])?;
         }
+        self.ration(established)?;
         Ok(established)
+    }
+
+    /// A table that is nearly full is left to the flows that are in it: every peer's share counts as
+    /// taken, so what comes is judged packet by packet and not forgotten in a crowd of half-open flows.
+    fn ration(&mut self, established: usize) -> Result<(), ApplyError> {
+        let before = self.config.peer_flows;
+        // Some room must be there before it opens again.
+        let sixteenths = if self.is_full() { 14 } else { 15 };
+        let is_full = established as u64 * 16 >= u64::from(self.flow_capacity) * sixteenths;
+        self.config.peer_flows = if is_full { 0 } else { self.share() };
+        if self.config.peer_flows == before {
+            return Ok(());
+        }
+        self.cfg
+            .set(0, self.config, 0)
+            .map_err(ApplyError::at("say whether there is room for flows"))
+    }
+
+    /// Flows that one peer may have opened here, or this node there.
+    pub(super) fn share(&self) -> u32 {
+        self.flow_capacity / 4
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.config.peer_flows == 0
     }
 
     fn free(&mut self, peer: u32, freed: [u32; 2]) -> Result<(), ApplyError> {

@@ -69,7 +69,7 @@ impl ApplyError {
 
 /// The kernel's tables, and what we know of their content.
 pub struct Kernel {
-    cfg: Array<MapData, Config>,
+    pub(super) cfg: Array<MapData, Config>,
     exact: HashMap<MapData, Address, IdentityEntry>,
     cidr: LpmTrie<MapData, Address, IdentityEntry>,
     outer: ArrayOfMaps<MapData, MapData>,
@@ -82,9 +82,9 @@ pub struct Kernel {
     pub(super) peer_load: HashMap<MapData, u32, PeerLoad>,
     pub(super) peer_freed: HashMap<MapData, u32, PeerFreed>,
     /// Established flows that the kernel's table holds: whoever made it has decided.
-    flow_capacity: u32,
+    pub(super) flow_capacity: u32,
     pub(super) denials: HashMap<MapData, DenyKey, DenyEntry>,
-    config: Config,
+    pub(super) config: Config,
     observed: Tables,
     /// The policy in use, once it is one of ours.
     active: Option<Policy>,
@@ -203,7 +203,7 @@ impl Kernel {
         clock: Clock,
         first: bool,
     ) -> Result<(), AttachError> {
-        self.config.peer_flows = self.flow_capacity / 4;
+        self.config.peer_flows = self.share();
         self.config.clock_base = clock.base;
         self.config.clock_tick = clock.tick;
         // Nothing was ever judged here: connections may have begun before.

@@ -10,6 +10,7 @@ use mesh_core::agent::Actuator;
 use mesh_core::backoff::Backoff;
 use mesh_core::dataplane::Tables;
 use mesh_core::desired::Desired;
+use mesh_core::health::{Condition, Severity};
 use mesh_core::wireguard;
 use rand_core::RngCore as _;
 use tokio::sync::{mpsc, watch};
@@ -108,6 +109,8 @@ pub(super) struct Filter {
     loaded: Option<Tables>,
     /// Whom to tell of flows that a change has ended.
     ended: mpsc::Sender<Ended>,
+    told: mpsc::Sender<Told>,
+    is_full: bool,
 }
 
 impl Filter {
@@ -116,6 +119,7 @@ impl Filter {
         around: watch::Receiver<Around>,
         interface: &Interface,
         ended: mpsc::Sender<Ended>,
+        told: mpsc::Sender<Told>,
     ) -> Self {
         Self {
             enforcer,
@@ -123,7 +127,26 @@ impl Filter {
             interface: interface.name.clone(),
             loaded: None,
             ended,
+            told,
+            is_full: false,
         }
+    }
+
+    async fn tell_room(&mut self, is_full: bool) {
+        if std::mem::replace(&mut self.is_full, is_full) == is_full {
+            return;
+        }
+        let condition = is_full.then(|| Condition {
+            severity: Severity::Warning,
+            text: "the table of established flows is full: new ones are judged packet by packet, and \
+                   answers to this node's own may be dropped"
+                .to_owned(),
+            next_step: "`mesh top` shows who holds them; more memory gives more room (docs/dataplane.md, \"Maps\")",
+        });
+        let _ = self
+            .told
+            .send(Told::Condition("FlowTableFull", condition))
+            .await;
     }
 
     /// Loads what is not loaded, and ends what it no longer allows.
@@ -160,11 +183,10 @@ impl Actuate for Filter {
             match tokio::time::timeout(FILTER_TICK, self.around.changed()).await {
                 Ok(Ok(())) => return,
                 Ok(Err(_)) => std::future::pending().await,
-                Err(_) => {
-                    if let Err(error) = self.enforcer.sweep() {
-                        tracing::warn!(error = brief(&error), "sweep the flows");
-                    }
-                }
+                Err(_) => match self.enforcer.sweep() {
+                    Ok(is_full) => self.tell_room(is_full).await,
+                    Err(error) => tracing::warn!(error = brief(&error), "sweep the flows"),
+                },
             }
         }
     }

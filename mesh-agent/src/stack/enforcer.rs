@@ -67,15 +67,19 @@ impl Enforcer {
         }
     }
 
-    /// Frees the memory of flows that are over.
-    pub(super) fn sweep(&self) -> anyhow::Result<()> {
+    /// Frees the memory of flows that are over; returns whether there is no room for more all the same.
+    pub(super) fn sweep(&self) -> anyhow::Result<bool> {
         match self {
             Self::Programs(programs) => {
-                block_in_place(|| locked(programs).sweep()).context("sweep the flows")?;
+                let mut programs = locked(programs);
+                block_in_place(|| programs.sweep()).context("sweep the flows")?;
+                Ok(programs.is_full())
             }
-            Self::InProcess(filter) => drop(filter.sweep()),
+            Self::InProcess(filter) => {
+                filter.sweep();
+                Ok(filter.is_full())
+            }
         }
-        Ok(())
     }
 
     /// Where the filter is; `None` if the kernel would not say.
