@@ -33,6 +33,8 @@ pub(super) fn policy() -> String {
 pub(super) struct Field {
     // First, so that traffic stops before its hosts go.
     allowed: Source,
+    /// Likewise, and each datagram is answered: its flow is established, the other's stays half-open.
+    answered: Source,
     _denied: Source,
     sink: Sink,
     pub(super) mesh: Mesh,
@@ -60,8 +62,9 @@ impl Field {
         mesh.node("sandbox").disarm().unwrap();
         let field = Self {
             sink: Sink::start(&mesh.node("node").host),
-            allowed: Source::start(&mesh.node("operator").host, to),
-            _denied: Source::start(&mesh.node("sandbox").host, to),
+            allowed: Source::start(&mesh.node("operator").host, to, STATEMENT),
+            answered: Source::start(&mesh.node("operator").host, to, QUESTION),
+            _denied: Source::start(&mesh.node("sandbox").host, to, QUESTION),
             mesh,
             operator,
             sandbox,
@@ -123,55 +126,84 @@ impl Field {
         found.unwrap_or_else(|error| panic!("{error:#}\n{}", self.mesh.logs()))
     }
 
-    /// Ends the traffic; how many allowed packets were lost.
-    pub(super) fn lost(&self) -> u64 {
-        let sent = self.allowed.stop();
+    /// Ends the traffic; how many allowed packets were lost, on the way there and on the way back.
+    pub(super) fn lost(&self) -> [u64; 2] {
+        self.allowed.stop();
+        self.answered.stop();
+        let sent = self.allowed.sent() + self.answered.sent();
         // What is on its way arrives.
         let _ = until("the last packets", Duration::from_secs(1), || {
-            self.delivered() >= sent
+            self.delivered() >= sent && self.answered.answers() >= self.sink.answers()
         });
-        sent - self.delivered()
+        let answered = self.sink.answers();
+        assert!(answered > 0, "nothing was answered");
+        [sent - self.delivered(), answered - self.answered.answers()]
     }
 }
 
-/// Sends a datagram every few milliseconds, from one socket.
+/// What nobody answers, and what the sink does.
+const STATEMENT: &[u8] = b"statement";
+const QUESTION: &[u8] = b"question";
+
+/// Sends a datagram every few milliseconds, from one socket, and counts the answers.
 pub(super) struct Source {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
+    socket: Arc<UdpSocket>,
+    answers: Arc<AtomicU64>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Source {
-    fn start(host: &Host, to: IpAddr) -> Self {
+    fn start(host: &Host, to: IpAddr, content: &'static [u8]) -> Self {
         let socket = host
             .inside(|| UdpSocket::bind(("0.0.0.0", 0)))
             .unwrap()
             .unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicU64::new(0));
-        let (stopping, counting) = (stop.clone(), sent.clone());
+        socket.set_nonblocking(true).unwrap();
+        let source = Self {
+            stop: Arc::default(),
+            sent: Arc::default(),
+            socket: Arc::new(socket),
+            answers: Arc::default(),
+            thread: Mutex::new(None),
+        };
+        let (stopping, counting) = (source.stop.clone(), source.sent.clone());
+        let (socket, answers) = (source.socket.clone(), source.answers.clone());
         let thread = std::thread::spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
-                if socket.send_to(b"datagram", (to, PORT)).is_ok() {
+                if socket.send_to(content, (to, PORT)).is_ok() {
                     counting.fetch_add(1, Ordering::Relaxed);
                 }
+                count_answers(&socket, &answers);
                 std::thread::sleep(PACE);
             }
         });
-        Self {
-            stop,
-            sent,
-            thread: Mutex::new(Some(thread)),
-        }
+        *source.thread.lock().unwrap() = Some(thread);
+        source
     }
 
-    /// How many were sent in all.
-    fn stop(&self) -> u64 {
+    fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.lock().unwrap().take() {
             thread.join().unwrap();
         }
+    }
+
+    /// How many were sent in all.
+    fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    fn answers(&self) -> u64 {
+        count_answers(&self.socket, &self.answers);
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+fn count_answers(socket: &UdpSocket, answers: &AtomicU64) {
+    while socket.recv_from(&mut [0; 64]).is_ok() {
+        answers.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -183,10 +215,11 @@ impl Drop for Source {
 
 type Arrivals = BTreeMap<IpAddr, (u64, Instant)>;
 
-/// Counts what arrives, by sender.
+/// Counts what arrives, by sender, and answers questions.
 pub(super) struct Sink {
     stop: Arc<AtomicBool>,
     arrivals: Arc<Mutex<Arrivals>>,
+    answers: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -201,11 +234,15 @@ impl Sink {
             .unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let arrivals = Arc::new(Mutex::new(Arrivals::new()));
-        let (stopping, counting) = (stop.clone(), arrivals.clone());
+        let answers = Arc::new(AtomicU64::new(0));
+        let (stopping, counting, answering) = (stop.clone(), arrivals.clone(), answers.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 64];
             while !stopping.load(Ordering::Relaxed) {
-                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    if &buffer[..length] == QUESTION && socket.send_to(b"answer", from).is_ok() {
+                        answering.fetch_add(1, Ordering::Relaxed);
+                    }
                     let mut arrivals = counting.lock().unwrap();
                     let now = Instant::now();
                     let (count, last) = arrivals.entry(from.ip()).or_insert((0, now));
@@ -217,8 +254,13 @@ impl Sink {
         Self {
             stop,
             arrivals,
+            answers,
             thread: Some(thread),
         }
+    }
+
+    fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     fn count(&self, from: IpAddr) -> u64 {
