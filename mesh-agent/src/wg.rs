@@ -13,7 +13,7 @@ use mesh_core::wireguard::{DeviceOp, DeviceStatus};
 use tracing::info;
 
 pub mod kernel;
-mod tun;
+pub mod tun;
 pub mod userspace;
 
 /// Which backend to take.

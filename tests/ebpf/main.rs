@@ -28,6 +28,7 @@ mod kernel;
 mod life;
 mod model;
 mod mss;
+mod nonlinear;
 mod oracle;
 mod packet;
 mod place;

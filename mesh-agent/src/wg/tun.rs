@@ -18,13 +18,13 @@ use crate::sys;
 const DEVICE: &str = "/dev/net/tun";
 
 /// Length of the `struct virtio_net_hdr` that stands before every packet.
-pub(crate) const HEADER_LEN: usize = 10;
+pub const HEADER_LEN: usize = 10;
 
 /// What the kernel may leave to us: checksums, and cutting TCP streams into packets.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 
 #[derive(Debug)]
-pub(crate) struct Tun {
+pub struct Tun {
     file: File,
     interface: Interface,
 }
@@ -42,7 +42,7 @@ fn not_open(error: io::Error) -> anyhow::Error {
 
 impl Tun {
     /// Creates the device, down. Reads and writes never wait.
-    pub(crate) fn create(name: &str) -> anyhow::Result<Self> {
+    pub fn create(name: &str) -> anyhow::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let file = OpenOptions::new()
             .read(true)
@@ -68,7 +68,7 @@ impl Tun {
         Ok(Self { file, interface })
     }
 
-    pub(crate) fn interface(&self) -> &Interface {
+    pub fn interface(&self) -> &Interface {
         &self.interface
     }
 
@@ -84,7 +84,7 @@ impl Tun {
     }
 
     /// Hands one packet to the kernel; an error if the device is down.
-    pub(crate) fn write(&self, header: &[u8; HEADER_LEN], packet: &[u8]) -> io::Result<()> {
+    pub fn write(&self, header: &[u8; HEADER_LEN], packet: &[u8]) -> io::Result<()> {
         writev(&self.file, &[IoSlice::new(header), IoSlice::new(packet)])?;
         Ok(())
     }
