@@ -28,6 +28,9 @@ use crate::wg::{self, Backend, Choice, Judgement};
 /// Where flows come from that are only asked about: the service of discarding, which no client has.
 const ASKING_PORT: u16 = 9;
 
+/// What goes with the programs beside speed.
+const UNGUARDED: &str = ", and packets for this node's mesh addresses that come in on other interfaces are not dropped (CVE-2019-14899)";
+
 /// The filter of one device.
 #[derive(Debug)]
 pub enum Enforcer {
@@ -358,7 +361,9 @@ async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
             "BuiltWithoutEbpf",
             Some(Condition {
                 severity: Severity::Warning,
-                text: "this agent was built without its eBPF programs: the policy is enforced in process".to_owned(),
+                text: format!(
+                    "this agent was built without its eBPF programs: the policy is enforced in process{UNGUARDED}"
+                ),
                 next_step: "run `cargo xtask build-ebpf` before building the agent",
             }),
         ),
@@ -369,7 +374,9 @@ async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
                 "EbpfUnavailable",
                 Some(Condition {
                     severity: Severity::Warning,
-                    text: format!("no eBPF programs on the interface, the policy is enforced in process: {error}"),
+                    text: format!(
+                        "no eBPF programs on the interface, the policy is enforced in process{UNGUARDED}: {error}"
+                    ),
                     next_step: "give the agent CAP_BPF and CAP_PERFMON and a folder on a BPF file system",
                 }),
             )
