@@ -107,7 +107,7 @@ pub const POLICY_FLAGS: u32 = 1 << 10 | 1 << 12;
 pub const HALF_OPEN_FLAGS: u32 = 1 << 10;
 /// Established flows, at least.
 pub const FLOW_CAPACITY: u32 = 65_536;
-/// Established flows, however much memory there is: a sweep over them takes two seconds.
+/// Established flows, however much memory there is: a sweep over them takes most of a second.
 pub const MAX_FLOW_CAPACITY: u32 = 1 << 20;
 pub const FRAGMENT_CAPACITY: u32 = 8_192;
 /// Rules that one node's policy names; memory is taken only for what is there.

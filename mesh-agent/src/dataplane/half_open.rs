@@ -26,7 +26,7 @@ fn read(
     wanted: impl Fn(&(FlowKey, FlowEntry)) -> bool,
 ) -> Result<Vec<(FlowKey, FlowEntry)>, MapError> {
     let mut flows = Vec::new();
-    sys::bpf::locked_values(sets, |set: &Set| flows.extend(set.flows().filter(&wanted)))?;
+    sys::bpf::values::<u32, Set>(sets, true, |set| flows.extend(set.flows().filter(&wanted)))?;
     Ok(flows)
 }
 

@@ -81,15 +81,15 @@ impl Kernel {
 fn sweep(flows: &mut Established, now: u64, held: &mut Held) -> Result<usize, ApplyError> {
     let mut over = Vec::new();
     let mut stand = 0;
-    for flow in flows.flows() {
-        let (key, entry) = flow.map_err(ApplyError::at("read a flow"))?;
+    let read = flows.each(|key, entry| {
         if entry.state.is_expired(key.proto, now.wrapping_sub(GRACE)) {
             over.push(key);
         } else {
             stand += 1;
             held.entry(entry.state.peer).or_default()[entry.state.opened() as usize] += 1;
         }
-    }
+    });
+    read.map_err(ApplyError::at("read a flow"))?;
     for key in over {
         // Gone already is as good.
         let _ = flows.remove(&key);

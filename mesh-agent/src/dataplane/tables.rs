@@ -207,7 +207,7 @@ impl Kernel {
         self.config.clock_base = clock.base;
         self.config.clock_tick = clock.tick;
         // Nothing was ever judged here: connections may have begun before.
-        if first && self.config.generation == 0 && self.established.flows().next().is_none() {
+        if first && self.config.generation == 0 && self.established.is_empty() {
             self.config.pickup_until = clock::now() + PICKUP;
         }
         let sets = self.half_open.info().map_err(|source| AttachError::Map {

@@ -1,8 +1,8 @@
 //! Reads whole tables of the kernel: flows, denials.
 //!
-//! A walk of a hash table asks for one key after the other while packets change the table, and starts again from the
-//! front when the key that it stands on has gone. So it is bounded: under a flood it misses some and
-//! sees others twice, and ends.
+//! Flows are read in bulk. A walk of another hash table asks for one key after the other while packets change
+//! the table, and starts again from the front when the key that it stands on has gone. So it is bounded:
+//! under a flood it misses some and sees others twice, and ends.
 
 use aya::maps::{HashMap, MapData, MapError};
 use aya::programs::SchedClassifier;
@@ -18,7 +18,7 @@ impl Kernel {
     /// What one of the two tables of flows holds.
     pub(super) fn flows(&self, stage: Stage) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let flows = match stage {
-            Stage::Established => self.established.flows().collect(),
+            Stage::Established => self.established.flows(),
             Stage::HalfOpen => half_open::flows(&self.half_open, clock::now()),
         };
         flows.map_err(ApplyError::at("read a flow"))
@@ -42,14 +42,22 @@ impl Kernel {
         tables: &Tables,
         revoke: &SchedClassifier,
     ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        let mut ended = self.ended(self.established.flows(), tables)?;
+        let failed = || ApplyError::at("read a flow");
+        let mut ended = Vec::new();
+        let generation = self.generation();
+        let established = self.established.each(|key, entry| {
+            ended.extend(end(key, entry, generation, tables));
+        });
+        established.map_err(failed())?;
         for (key, entry) in &ended {
             // Gone already is as good.
             let _ = self.established.put(*key, *entry, Only::There);
         }
-        let half_open = half_open::flows(&self.half_open, clock::now())
-            .map_err(ApplyError::at("read a flow"))?;
-        let half_open = self.ended(half_open.into_iter().map(Ok), tables)?;
+        let half_open = half_open::flows(&self.half_open, clock::now()).map_err(failed())?;
+        let half_open: Vec<_> = half_open
+            .into_iter()
+            .filter_map(|(key, entry)| end(key, entry, generation, tables))
+            .collect();
         // Without its tombstone a flow ends by its next packet.
         let mut unmarked = half_open
             .iter()
@@ -60,29 +68,23 @@ impl Kernel {
         ended.extend(half_open);
         Ok(ended)
     }
+}
 
-    /// Of these flows, those that have come to an end, with their tombstones.
-    fn ended(
-        &self,
-        flows: impl Iterator<Item = Result<(FlowKey, FlowEntry), MapError>>,
-        tables: &Tables,
-    ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
-        let generation = self.generation();
-        let mut ended = Vec::new();
-        for flow in flows {
-            let (key, mut entry) = flow.map_err(ApplyError::at("read a flow"))?;
-            let state = &mut entry.state;
-            if state.generation == generation || state.flags & flags::DENIED != 0 {
-                continue;
-            }
-            if tables.judge(&key, state.opened()).is_some() {
-                state.generation = generation;
-                state.flags |= flags::DENIED;
-                ended.push((key, entry));
-            }
-        }
-        Ok(ended)
+/// The flow with its tombstone, if it has come to an end.
+fn end(
+    key: FlowKey,
+    mut entry: FlowEntry,
+    generation: u32,
+    tables: &Tables,
+) -> Option<(FlowKey, FlowEntry)> {
+    let state = &mut entry.state;
+    let is_judged = state.generation == generation || state.flags & flags::DENIED != 0;
+    if is_judged || tables.judge(&key, state.opened()).is_none() {
+        return None;
     }
+    state.generation = generation;
+    state.flags |= flags::DENIED;
+    Some((key, entry))
 }
 
 /// Twice what the largest table holds.

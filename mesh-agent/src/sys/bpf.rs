@@ -1,10 +1,11 @@
 //! Programs on hooks and keys of maps by the bare bpf(2), for which aya has no calls.
 
 use std::io;
+use std::mem::zeroed;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Pod;
-use aya::maps::{MapData, MapError};
+use aya::maps::{MapData, MapError, MapType};
 
 use super::number;
 
@@ -129,24 +130,30 @@ struct MapBatch {
     flags: u64,
 }
 
-/// Calls `each` with every value of an array whose values have locks.
-pub(crate) fn locked_values<T: Pod + Default>(
-    array: &MapData,
-    mut each: impl FnMut(&T),
+/// Calls `each` with every value of an array, or of a hash table that has one value for all CPUs. `locked`: the
+/// values have locks. What comes and goes meanwhile may be missed; nothing is seen twice for it.
+pub(crate) fn values<K: Pod, V: Pod>(
+    map: &MapData,
+    locked: bool,
+    mut each: impl FnMut(&V),
 ) -> Result<(), MapError> {
-    let info = array.info()?;
+    let info = map.info()?;
     // The kernel writes as much as its own keys and values have, whatever the caller believes.
-    if info.key_size() as usize != size_of::<u32>() || info.value_size() as usize != size_of::<T>()
-    {
+    if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
         return Err(MapError::InvalidValueSize {
-            size: size_of::<T>(),
+            size: size_of::<V>(),
             expected: info.value_size() as usize,
         });
     }
+    if !matches!(info.map_type()?, MapType::Array | MapType::Hash) {
+        return Err(MapError::InvalidMapType {
+            map_type: info.map_type()? as u32,
+        });
+    }
     // Values that are copied in one go.
-    const STEP: usize = 64;
-    let mut keys = [0_u32; STEP];
-    let mut values = vec![T::default(); STEP];
+    const STEP: usize = 256;
+    // SAFETY: any bytes are a `K`, and a `V`.
+    let (mut keys, mut values) = unsafe { (vec![zeroed::<K>(); STEP], vec![zeroed::<V>(); STEP]) };
     let mut next = 0_u32;
     let mut is_first = true;
     loop {
@@ -154,16 +161,16 @@ pub(crate) fn locked_values<T: Pod + Default>(
         let mut batch = MapBatch {
             in_batch: if is_first { 0 } else { position },
             out_batch: position,
-            keys: (&raw mut keys).addr() as u64,
+            keys: keys.as_mut_ptr().addr() as u64,
             values: values.as_mut_ptr().addr() as u64,
             count: STEP as u32,
-            map_fd: number(array.fd().as_fd()),
-            elem_flags: BPF_F_LOCK,
+            map_fd: number(map.fd().as_fd()),
+            elem_flags: if locked { BPF_F_LOCK } else { 0 },
             flags: 0,
         };
-        // SAFETY: keys and positions are four bytes, and values as large as a `T`, which any bytes make one: by
-        // BPF_F_LOCK the kernel takes only maps whose values have a lock, and those have one value for all CPUs. It
-        // writes at most `count` of each, and all outlive the call.
+        // SAFETY: keys are as large as a `K` and values as a `V`, which any bytes make one, as those of these two
+        // kinds of maps are one for all CPUs; a position is four bytes. The kernel writes at most `count` of each,
+        // and all outlive the call.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

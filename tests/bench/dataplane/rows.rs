@@ -249,7 +249,7 @@ fn random_established(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Re
     );
     rows.push(row);
     let flows = bench.dataplane.kernel().established();
-    for (key, _) in flows.flows().collect::<Result<Vec<_>, _>>()? {
+    for (key, _) in flows.flows()? {
         flows.remove(&key)?;
     }
     Ok(())

@@ -88,7 +88,7 @@ impl Kernel {
 
     /// Confirmed flows.
     pub(crate) fn established(&self) -> Vec<(FlowKey, FlowEntry)> {
-        self.ct_est().flows().map(Result::unwrap).collect()
+        self.ct_est().flows().unwrap()
     }
 
     /// Their table.
