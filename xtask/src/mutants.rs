@@ -70,6 +70,7 @@ const PARTS: [(&[&str], u32); 3] = [
             "half_open::",
             "place::",
             "short_way::",
+            "tables::who_is_on_this_side",
         ],
         1,
     ),
