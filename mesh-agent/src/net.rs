@@ -48,6 +48,11 @@ impl Net {
         })
     }
 
+    /// Whether an interface carries packets.
+    pub async fn is_up(&self, index: u32) -> anyhow::Result<bool> {
+        Ok(link::observe(&self.handle, index).await?.up)
+    }
+
     /// What stands for `interface`.
     pub async fn status(&self, interface: &Interface, table: u32) -> anyhow::Result<Status> {
         let link = link::observe(&self.handle, interface.index).await?;

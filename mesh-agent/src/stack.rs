@@ -104,6 +104,7 @@ enum End {
 
 /// Raises a stack whenever there is a plan, until `stop`.
 pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationToken) {
+    let mut is_first = true;
     let mut planned = false;
     let mut left = is_left(&settings.interface, &settings.pin_dir);
     loop {
@@ -120,7 +121,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
         }
         planned = true;
         left = false;
-        let raised = enforcer::raise(&settings).await;
+        let raised = enforcer::raise(&settings, std::mem::take(&mut is_first)).await;
         let failure = raised.as_ref().err().map(not_ready);
         let told = Told::Condition("InterfaceNotReady", failure);
         let _ = ports.told.send(told).await;

@@ -115,11 +115,16 @@ impl Verdict {
     /// Says whose the packet is that was refused before anybody asked, as far as the tables know: who
     /// sends what nobody can read has to bear the blame, and the cost of being told of.
     #[inline(always)]
-    pub fn name(&mut self, key: &FlowKey, tables: &impl Lookup) {
+    pub fn name(&mut self, facts: &Facts, tables: &impl Lookup) {
         if self.passes() || self.remote != Identity::UNKNOWN {
             return;
         }
-        let ends = ends(tables, key);
+        // An ICMP error may speak of a flow with anybody.
+        let key = FlowKey {
+            remote: facts.remote,
+            ..facts.key
+        };
+        let ends = ends(tables, &key);
         self.remote = ends.remote;
         self.local = ends.local;
         self.state.peer = ends.peer;

@@ -249,7 +249,7 @@ fn name(scratch: &mut Scratch, config: &Config) -> u32 {
     } = scratch;
     // SAFETY: always written.
     let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_mut()) };
-    verdict.name(&facts.key, &Tables::new(config, asked));
+    verdict.name(facts, &Tables::new(config, asked));
     0
 }
 

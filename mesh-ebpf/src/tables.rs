@@ -392,7 +392,8 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
         let Some(load) = PEER_LOAD.get_ptr(&peer) else {
-            return false;
+            // It holds nothing, which is too much where there is no room.
+            return self.config.peer_flows == 0;
         };
         let freed = PEER_FREED.get_ptr(&peer);
         // SAFETY: pointers that look-ups returned.

@@ -142,6 +142,17 @@ fn a_denial_says_all_of_its_packets() {
         from_peer(v6, body)
     });
     let cut = &answers[1];
+    let quoted = Body::Tcp {
+        source: 50_000,
+        destination: 8_080,
+        flags: SYN,
+    };
+    let error = Body::IcmpError {
+        kind: 3,
+        code: 3,
+        quoted: Box::new(packet(OTHER, Egress, quoted)),
+    };
+    let error = packet(PEER, Ingress, error);
     // The near port of an answer is who asked.
     let of_answers = answers.each_ref().map(|answer| FlowKey {
         remote: answer.source.into(),
@@ -204,6 +215,17 @@ fn a_denial_says_all_of_its_packets() {
                 remote: cut.source.into(),
                 local: cut.destination.into(),
                 ..at(0, 0, 58)
+            },
+            0,
+        ),
+        // About a flow with somebody else: the blame is the sender's.
+        (
+            Ingress,
+            error.bytes(),
+            same(3, 6, 0, DropReason::IcmpErrorUnknownFlow),
+            FlowKey {
+                remote: IpAddr::from(OTHER).into(),
+                ..at(8_080, 50_000, 6)
             },
             0,
         ),

@@ -228,6 +228,10 @@ impl Dataplane {
         &mut self,
         interfaces: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), AttachError> {
+        // Ours know no address yet, and those of the earlier agent do.
+        if !self.earlier.is_empty() {
+            return Ok(());
+        }
         let program = classifier(&mut self.ebpf, GUARD)?;
         self.guards.set(program, interfaces)
     }

@@ -68,7 +68,7 @@ impl Filter {
     }
 
     pub fn is_full(&self) -> bool {
-        self.engine().is_full()
+        self.engine().is_full
     }
 
     pub fn counters(&self) -> Counters {
@@ -117,6 +117,8 @@ pub struct Engine {
     told: Told,
     /// [`mesh_common::maps::Config::pickup_until`].
     pub pickup_until: u64,
+    /// The last sweep found so many established flows that no more are taken in.
+    is_full: bool,
 }
 
 /// Established flows that were opened alike and have the same peer.
@@ -158,7 +160,7 @@ impl Engine {
                 (facts, Verdict::refused(reason))
             }
         };
-        verdict.name(&facts.key, self);
+        verdict.name(&facts, self);
         let entry = self.carry_out(&facts, &verdict, length, now);
         self.count(direction, &verdict, length);
         if let Some(kind) = verdict.event {
@@ -313,12 +315,10 @@ impl Engine {
             .retain(|_, entry| !is_older(now, entry.last_seen, FRAGMENT));
         self.loads
             .retain(|_, load| load.added != [0; 2] || !load.is_idle(now));
+        // Some room must be there before it opens again.
+        let sixteenths = if self.is_full { 14 } else { 15 };
+        self.is_full = self.established.len() >= FLOW_CAPACITY as usize / 16 * sixteenths;
         self.established.len() + self.half_open.len()
-    }
-
-    /// Whether there are so many established flows that no more are taken in.
-    pub fn is_full(&self) -> bool {
-        self.established.len() >= FLOW_CAPACITY as usize / 16 * 15
     }
 
     pub fn counters(&self) -> Counters {
@@ -375,8 +375,7 @@ impl Lookup for Engine {
 
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
         let load = self.loads.get(&peer);
-        self.is_full()
-            || load.is_some_and(|load| load.added[opened as usize].cast_signed() >= SHARE)
+        self.is_full || load.is_some_and(|load| load.added[opened as usize].cast_signed() >= SHARE)
     }
 
     fn icmp_errors(&self, peer: u32) -> Bucket {

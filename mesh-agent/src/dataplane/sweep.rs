@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use mesh_common::budget::PeerFreed;
+use mesh_common::maps::Config;
 
 use super::clock;
 use super::established::Established;
@@ -49,17 +50,22 @@ impl Kernel {
     /// A table that is nearly full is left to the flows that are in it: every peer's share counts as
     /// taken, so what comes is judged packet by packet and not forgotten in a crowd of half-open flows.
     fn ration(&mut self, established: usize) -> Result<(), ApplyError> {
-        let before = self.config.peer_flows;
         // Some room must be there before it opens again.
         let sixteenths = if self.is_full() { 14 } else { 15 };
         let is_full = established as u64 * 16 >= u64::from(self.flow_capacity) * sixteenths;
-        self.config.peer_flows = if is_full { 0 } else { self.share() };
-        if self.config.peer_flows == before {
+        let peer_flows = if is_full { 0 } else { self.share() };
+        if self.config.peer_flows == peer_flows {
             return Ok(());
         }
+        let config = Config {
+            peer_flows,
+            ..self.config
+        };
         self.cfg
-            .set(0, self.config, 0)
-            .map_err(ApplyError::at("say whether there is room for flows"))
+            .set(0, config, 0)
+            .map_err(ApplyError::at("say whether there is room for flows"))?;
+        self.config = config;
+        Ok(())
     }
 
     /// Flows that one peer may have opened here, or this node there.

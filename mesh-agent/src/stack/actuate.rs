@@ -14,6 +14,7 @@ use mesh_core::health::{Condition, Severity};
 use mesh_core::wireguard;
 use rand_core::RngCore as _;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::log_flows::Ended;
 use super::{Around, Door, Enforcer, Plans};
@@ -110,7 +111,9 @@ pub(super) struct Filter {
     /// Whom to tell of flows that a change has ended.
     ended: mpsc::Sender<Ended>,
     told: mpsc::Sender<Told>,
-    is_full: bool,
+    /// What was last said of the room for flows.
+    is_full: Option<bool>,
+    sweep_at: Instant,
 }
 
 impl Filter {
@@ -128,12 +131,13 @@ impl Filter {
             loaded: None,
             ended,
             told,
-            is_full: false,
+            is_full: None,
+            sweep_at: Instant::now() + FILTER_TICK,
         }
     }
 
     async fn tell_room(&mut self, is_full: bool) {
-        if std::mem::replace(&mut self.is_full, is_full) == is_full {
+        if self.is_full == Some(is_full) {
             return;
         }
         let condition = is_full.then(|| Condition {
@@ -147,6 +151,35 @@ impl Filter {
             .told
             .send(Told::Condition("FlowTableFull", condition))
             .await;
+        self.is_full = Some(is_full);
+    }
+
+    /// Guards the interfaces that are there now.
+    fn guard(&mut self) -> anyhow::Result<()> {
+        let around = self.around.borrow_and_update().clone();
+        let others = around.interfaces.iter().map(String::as_str);
+        self.enforcer
+            .guard(others.filter(|name| *name != self.interface))
+    }
+
+    /// Returns when interfaces have changed. Sweeps when it is time, however often that is.
+    async fn sweep_until_changed(&mut self) {
+        loop {
+            tokio::select! {
+                changed = self.around.changed() => match changed {
+                    Ok(()) => return,
+                    Err(_) => std::future::pending().await,
+                },
+                () = tokio::time::sleep_until(self.sweep_at) => {
+                    let swept = self.enforcer.sweep();
+                    self.sweep_at = Instant::now() + FILTER_TICK;
+                    match swept {
+                        Ok(is_full) => self.tell_room(is_full).await,
+                        Err(error) => tracing::warn!(error = brief(&error), "sweep the flows"),
+                    }
+                }
+            }
+        }
     }
 
     /// Loads what is not loaded, and ends what it no longer allows.
@@ -168,32 +201,24 @@ impl Filter {
 
 impl Actuate for Filter {
     async fn apply(&mut self, plan: &Desired) -> anyhow::Result<()> {
-        let around = self.around.borrow_and_update().clone();
         let loaded = self.load(&plan.dataplane).await;
-        let others = around.interfaces.iter().map(String::as_str);
         // A policy that cannot be loaded leaves no interface open.
-        let guarded = self
-            .enforcer
-            .guard(others.filter(|name| *name != self.interface));
+        let guarded = self.guard();
         loaded.and(guarded)
     }
 
     async fn disturbed(&mut self) {
-        loop {
-            match tokio::time::timeout(FILTER_TICK, self.around.changed()).await {
-                Ok(Ok(())) => return,
-                Ok(Err(_)) => std::future::pending().await,
-                Err(_) => match self.enforcer.sweep() {
-                    Ok(is_full) => self.tell_room(is_full).await,
-                    Err(error) => tracing::warn!(error = brief(&error), "sweep the flows"),
-                },
-            }
-        }
+        self.sweep_until_changed().await;
     }
 
-    /// Flows are over and interfaces appear whatever became of the policy.
+    /// Flows are over and interfaces appear whatever became of the policy, which waits for its turn.
     async fn urged(&mut self) {
-        self.disturbed().await;
+        loop {
+            self.sweep_until_changed().await;
+            if let Err(error) = self.guard() {
+                tracing::warn!(error = brief(&error), "guard the other interfaces");
+            }
+        }
     }
 }
 

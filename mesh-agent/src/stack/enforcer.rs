@@ -23,6 +23,7 @@ use super::{Settings, index_of, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
 use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Usage};
+use crate::net::Net;
 use crate::wg::{self, Backend, Choice, Judgement};
 
 /// Where flows come from that are only asked about: the service of discarding, which no client has.
@@ -239,8 +240,8 @@ pub(super) struct Raised {
     pub(super) found: Option<Standing>,
 }
 
-/// Opens the device and hangs the filter on it.
-pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
+/// Opens the device and hangs the filter on it. `is_first`: what is there is another agent's.
+pub(super) async fn raise(settings: &Settings, is_first: bool) -> anyhow::Result<Raised> {
     let kernel = match settings.backend {
         Choice::Auto => wg::kernel::is_supported().await,
         Choice::Kernel => true,
@@ -248,7 +249,11 @@ pub(super) async fn raise(settings: &Settings) -> anyhow::Result<Raised> {
     };
     let mut refused = None;
     if kernel {
-        let is_adopted = index_of(&settings.interface).is_some();
+        // Through a device that is down nothing has passed, whatever hung on it.
+        let is_adopted = match index_of(&settings.interface) {
+            Some(index) if is_first => Net::new().await?.is_up(index).await?,
+            _ => false,
+        };
         let backend = open_kernel(settings).await?;
         match attach(settings) {
             Ok(programs) => {

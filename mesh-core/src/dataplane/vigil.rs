@@ -79,12 +79,16 @@ impl Vigil {
     /// From the moment at which the programs were hung. `found` is where an earlier agent's were then, if
     /// it left any on this device.
     pub fn new(found: Option<Standing>, now: Instant) -> Self {
-        let behind = found == Some(Standing::Behind);
+        let fault = match found {
+            Some(Standing::Behind) => Some(Fault::Behind),
+            Some(Standing::Gone) => Some(Fault::Gone),
+            Some(Standing::First) | None => None,
+        };
         Self {
             state: State::Open {
-                seen: (!behind).then_some(now),
+                seen: fault.is_none().then_some(now),
             },
-            past: (found == Some(Standing::Gone)).then_some((Fault::Gone, None, now)),
+            past: fault.map(|fault| (fault, None, now)),
         }
     }
 
@@ -281,7 +285,9 @@ mod tests {
         );
         vigil.handle_closed(start);
         let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged since some time before this agent started";
-        assert_eq!(texts(&vigil, start), [(BYPASSED, text.to_owned())]);
+        let told = texts(&vigil, start);
+        assert_eq!(told[0], (BYPASSED, text.to_owned()));
+        assert_eq!(told[1].0, WAS_BYPASSED);
 
         let mut vigil = Vigil::new(Some(Standing::Gone), start);
         let first = Some(Standing::First);

@@ -100,28 +100,30 @@ enum Seen {
 fn look() -> Option<Seen> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
-    // Programs first: once they hang they stay.
     let hooks = [TcAttachType::Ingress, TcAttachType::Egress];
-    let filtered = if probe::has_tcx() {
-        hooks.iter().all(|hook| {
-            SchedClassifier::query_tcx("mesh0", *hook).is_ok_and(|(_, found)| !found.is_empty())
-        })
-    } else {
-        ["ingress", "egress"].iter().all(|hook| {
-            let shown = std::process::Command::new("tc")
-                .args(["filter", "show", "dev", "mesh0", hook])
-                .output();
-            shown.is_ok_and(|shown| String::from_utf8_lossy(&shown.stdout).contains("mesh_"))
-        })
+    let filtered = || {
+        if probe::has_tcx() {
+            hooks.iter().all(|hook| {
+                SchedClassifier::query_tcx("mesh0", *hook).is_ok_and(|(_, found)| !found.is_empty())
+            })
+        } else {
+            ["ingress", "egress"].iter().all(|hook| {
+                let shown = std::process::Command::new("tc")
+                    .args(["filter", "show", "dev", "mesh0", hook])
+                    .output();
+                shown.is_ok_and(|shown| String::from_utf8_lossy(&shown.stdout).contains("mesh_"))
+            })
+        }
     };
     rustix::net::netdevice::name_to_index(&socket, "mesh0").ok()?;
     // An interface has IPv6 addresses only while it is up.
     let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").ok()?;
     let up = addresses.lines().any(|line| line.ends_with(" mesh0"));
-    Some(match (up, filtered) {
-        (false, _) => Seen::Down,
-        (true, true) => Seen::Filtered,
-        (true, false) => Seen::Bare,
+    // Asked after it was up: it must not have come up before.
+    Some(match up {
+        false => Seen::Down,
+        true if filtered() => Seen::Filtered,
+        true => Seen::Bare,
     })
 }
 
