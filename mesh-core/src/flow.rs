@@ -147,6 +147,9 @@ impl FlowLog {
             packets: event.packets,
             bytes: event.bytes,
         };
+        if record.kind != Kind::Denied {
+            record.packets = self.unwrapped(&event.key, event.first, event.packets);
+        }
         match record.kind {
             Kind::Opened | Kind::Confirmed | Kind::Active => self.know(record),
             Kind::Closed | Kind::Idle => drop(self.flows.remove(&record.key)),
@@ -180,7 +183,7 @@ impl FlowLog {
             rule: entry.state.rule,
             peer: entry.state.peer,
             reason: denied.then_some(DropReason::Revoked),
-            packets: entry.packets.map(u64::from),
+            packets: self.unwrapped(&key, entry.opened, entry.packets.map(u64::from)),
             bytes: entry.bytes,
         };
         let news = match self.flows.get(&key) {
@@ -291,6 +294,22 @@ impl FlowLog {
     /// The next record.
     pub fn poll_record(&mut self) -> Option<Record> {
         self.records.pop_front()
+    }
+
+    /// The packet path counts a flow's packets in words, which wrap within the hour at a million a second:
+    /// with the turns that they have made since the flow was last told of.
+    fn unwrapped(&self, key: &FlowKey, opened: u64, counted: [u64; 2]) -> [u64; 2] {
+        match self.flows.get(key) {
+            Some(known) if known.record.first == opened => {
+                let before = known.record.packets;
+                std::array::from_fn(|way| {
+                    // An event that waited tells of less than the walk that came before it.
+                    let more = (counted[way] as u32).wrapping_sub(before[way] as u32);
+                    before[way].saturating_add_signed(more.cast_signed().into())
+                })
+            }
+            _ => counted,
+        }
     }
 
     fn know(&mut self, record: Record) {

@@ -50,7 +50,11 @@ fn line(record: &v1::FlowRecord) -> String {
             ("", address) => address.to_owned(),
             (node, _) => node.to_owned(),
         };
-        format!("{who}:{}", end.port)
+        // Of ICMP it is no port; of denials that were only counted the sender's is not known.
+        match (record.proto, end.port) {
+            (6 | 17 | 132, port) if port != 0 => format!("{who}:{port}"),
+            _ => who,
+        }
     };
     let why = match (record.reason.as_str(), record.place.as_str()) {
         ("", "") => String::new(),
@@ -76,6 +80,8 @@ fn name(proto: u32) -> String {
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),
         132 => "sctp".to_owned(),
+        // Of what cannot be read, and of denials of many kinds that are told as one.
+        0 => "-".to_owned(),
         other => format!("protocol {other}"),
     }
 }
@@ -113,6 +119,26 @@ mod tests {
             ..v1::FlowRecord::default()
         };
         insta::assert_snapshot!(line(&record), @"01:01:01.250 denied     sandbox:40000 > node:22 tcp  180/0 B  3/0 packets  denied by rule, policy.hujson:12");
+        let counted = v1::FlowRecord {
+            source: end("sandbox", 0),
+            ..record.clone()
+        };
+        insta::assert_snapshot!(line(&counted), @"01:01:01.250 denied     sandbox > node:22 tcp  180/0 B  3/0 packets  denied by rule, policy.hujson:12");
+        let scan = v1::FlowRecord {
+            proto: 0,
+            destination: end("node", 0),
+            ..counted
+        };
+        insta::assert_snapshot!(line(&scan), @"01:01:01.250 denied     sandbox > node -  180/0 B  3/0 packets  denied by rule, policy.hujson:12");
+        let echo = v1::FlowRecord {
+            kind: "opened".to_owned(),
+            proto: 58,
+            source: end("sandbox", 1),
+            destination: end("node", 24_422),
+            reason: String::new(),
+            ..record
+        };
+        insta::assert_snapshot!(line(&echo), @"01:01:01.250 opened     sandbox > node icmp  180/0 B  3/0 packets  policy.hujson:12");
         let lost = v1::FlowRecord {
             kind: "lost".to_owned(),
             reason: "denied".to_owned(),

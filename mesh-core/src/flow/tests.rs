@@ -242,6 +242,28 @@ fn a_record_speaks_of_sources_and_destinations() {
 }
 
 #[test]
+fn a_count_that_wraps_goes_on() {
+    let mut log = FlowLog::default();
+    let counted = |packets, opened| FlowEntry {
+        packets: [packets, 1],
+        opened,
+        ..entry(u64::from(packets), 0)
+    };
+    let mut packets = |log: &mut FlowLog, entry: FlowEntry| {
+        log.handle_flow(key(22), &entry);
+        log.poll_record().unwrap().packets
+    };
+    assert_eq!(
+        packets(&mut log, counted(u32::MAX - 1, 10)),
+        [0xffff_fffe, 1]
+    );
+    assert_eq!(packets(&mut log, counted(3, 10)), [0x1_0000_0003, 1]);
+    assert_eq!(packets(&mut log, counted(2, 10)), [0x1_0000_0002, 1]);
+    // Another flow under the same key.
+    assert_eq!(packets(&mut log, counted(5, 11)), [5, 1]);
+}
+
+#[test]
 fn losses_are_counted_by_kind() {
     let mut log = FlowLog::default();
     log.handle_lost(&[(EventKind::Denied, 5), (EventKind::Opened, 0)].into());
