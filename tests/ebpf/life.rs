@@ -322,6 +322,31 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
 }
 
 #[test]
+fn an_upgrade_to_another_layout_ends_no_handshake() {
+    each_chain(|options| {
+        let send = |dataplane: &Dataplane, name, packet: &[u8]| {
+            let options = TestRunOptions {
+                data_in: Some(packet),
+                ..TestRunOptions::default()
+            };
+            let program = dataplane.program(name).unwrap();
+            program.test_run(options).unwrap().return_value == u32::MAX
+        };
+        let mut old = Dataplane::attach("lo", options).unwrap();
+        old.apply(&tables()).unwrap();
+        let ours = |direction, flags| tcp_between(PEER, [443, 50_000], direction, flags);
+        assert!(send(&old, "mesh_eg", &ours(Direction::Egress, SYN)));
+        drop(old);
+        age_layout(options);
+        let mut new = Dataplane::attach("lo", options).unwrap();
+        new.apply(&tables()).unwrap();
+        assert!(send(&new, "mesh_in", &ours(Direction::Ingress, SYN_ACK)));
+        assert!(send(&new, "mesh_eg", &ours(Direction::Egress, ACK)));
+        assert_eq!(new.kernel().established().flows().unwrap().len(), 1);
+    });
+}
+
+#[test]
 fn flows_that_lay_under_their_keys_are_carried_over() {
     each_chain(|options| {
         drop(Dataplane::attach("lo", options).unwrap());

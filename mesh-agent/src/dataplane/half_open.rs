@@ -1,12 +1,17 @@
 //! The kernel's table of half-open flows, as the agent sees it.
 //!
 //! An element is a whole set of flows, so the agent cannot change one without taking the others back to
-//! what it has read of them. It only reads; what is to be written a program writes, under the set's lock.
+//! what it has read of them. It only reads; what is to be written a program writes, under the set's lock; but
+//! for a table that no program looks at yet.
 
-use aya::maps::{MapData, MapError};
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, MapData, MapError};
 use aya::programs::{ProgramError, SchedClassifier};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::half_open::Set;
+use mesh_common::maps::Config;
+use mesh_common::place::Place;
 
 use super::dry;
 use crate::sys;
@@ -28,6 +33,25 @@ fn read(
     let mut flows = Vec::new();
     sys::bpf::values::<u32, Set>(sets, true, |set| flows.extend(set.flows().filter(&wanted)))?;
     Ok(flows)
+}
+
+/// Puts flows into sets that no program looks at yet; one of the same number in an empty table. Each is
+/// judged anew by its next packet.
+pub(super) fn fill(
+    sets: &mut Array<MapData, Set>,
+    config: &Config,
+    flows: Vec<(FlowKey, FlowEntry)>,
+) -> Result<(), MapError> {
+    let mut filled: BTreeMap<u32, Set> = BTreeMap::new();
+    for (key, mut entry) in flows {
+        entry.state.generation = 0;
+        let place = Place::of(&key, &config.secret);
+        let set = filled.entry(place.set(config.half_open_mask)).or_default();
+        set.put(place.tag(), &key, &entry);
+    }
+    filled
+        .into_iter()
+        .try_for_each(|(number, set)| sets.set(number, set, 0))
 }
 
 /// The program that ends a flow.

@@ -31,7 +31,7 @@ use super::half_open::REVOKE;
 use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
-use super::takeover::{carry_flows, found, hang, hang_or_wait, left};
+use super::takeover::{carry_flows, carry_half_open, found, hang, hang_or_wait, left};
 use super::usage::{Usage, memory};
 use super::{Counters, FlowEvent};
 
@@ -191,6 +191,9 @@ impl Dataplane {
     /// Puts our programs in the place of another layout's.
     fn take_over(&mut self) -> anyhow::Result<()> {
         self.carry_flows()?;
+        for from in &self.earlier {
+            carry_half_open(from, &self.pins.folder, &self.kernel.config)?;
+        }
         self.hang()?;
         // Those that were opened meanwhile.
         let flows = self.carry_flows()?;

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::SchedClassifier;
 use mesh_common::flow::{Flow, FlowEntry, FlowKey, flags};
-use mesh_common::maps::{self, Shape};
+use mesh_common::maps::{self, Config, Shape};
 use mesh_common::place::Place;
 use mesh_core::dataplane::vigil::Standing;
 
@@ -19,6 +19,7 @@ use super::attach::{Chain, Hook, Left, Way};
 use super::established::{Established, Only};
 use super::pins::{Folder, Role};
 use super::walk::bounded;
+use super::{clock, half_open};
 
 /// Of `ct_est` before layout 7: flows lay under their keys.
 const BY_KEY: Shape = Shape::new::<FlowKey, FlowEntry>();
@@ -50,6 +51,21 @@ pub(super) fn carry_flows(from: &Folder, to: &mut Established) -> anyhow::Result
         let _ = to.put(key, entry, Only::New);
     }
     Ok(carried)
+}
+
+/// Likewise those under way, into sets in which there is nothing and that no program looks at yet.
+pub(super) fn carry_half_open(from: &Folder, to: &Folder, config: &Config) -> anyhow::Result<()> {
+    let shape = Shape::of(maps::CT_NEW);
+    if from.shape(maps::CT_NEW)? != Some(shape) {
+        return Ok(());
+    }
+    let open = |folder: &Folder| MapData::from_pin(folder.map(maps::CT_NEW));
+    let to = open(to)?;
+    if half_open::all(&to)?.is_empty() {
+        let flows = half_open::flows(&open(from)?, clock::now())?;
+        half_open::fill(&mut Map::Array(to).try_into()?, config, flows)?;
+    }
+    Ok(())
 }
 
 /// Where the programs are that earlier agents have left; `None` if there are none.
