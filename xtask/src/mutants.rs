@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 27] = [
+const SOURCES: [&str; 26] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -37,7 +37,6 @@ const SOURCES: [&str; 27] = [
     "mesh-ebpf/src/filter.rs",
     "mesh-ebpf/src/guard.rs",
     "mesh-ebpf/src/half_open.rs",
-    "mesh-ebpf/src/maps.rs",
     "mesh-ebpf/src/meta.rs",
     "mesh-ebpf/src/mss.rs",
     "mesh-ebpf/src/skb.rs",
