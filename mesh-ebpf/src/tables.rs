@@ -392,8 +392,7 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
         let Some(load) = PEER_LOAD.get_ptr(&peer) else {
-            // It holds nothing, which is too much where there is no room.
-            return self.config.peer_flows == 0;
+            return false;
         };
         let freed = PEER_FREED.get_ptr(&peer);
         // SAFETY: pointers that look-ups returned.

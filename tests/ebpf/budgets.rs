@@ -4,10 +4,10 @@ use mesh_agent::dataplane::Only;
 use mesh_common::Be16;
 use mesh_common::budget::{Bucket, ICMP_ERRORS, NEW_FLOWS, PeerLoad, Rate};
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
-use mesh_common::maps::{self, FLOW_CAPACITY};
+use mesh_common::maps::FLOW_CAPACITY;
 use mesh_core::Direction::{self, Egress, Ingress};
 
-use crate::kernel::{Kernel, Table, full_at};
+use crate::kernel::{Kernel, full_at};
 use crate::oracle::Strain;
 use crate::scene::*;
 
@@ -187,9 +187,9 @@ fn a_full_table_costs_no_peer_the_flows_that_it_may_have() {
     let handshake = [(Ingress, SYN), (Egress, SYN_ACK), (Ingress, ACK)];
     flow(&mut kernel, 1, &handshake);
     assert_eq!(kernel.half_open().len(), 1);
-    // Of a peer that has been forgotten, as it holds nothing, as of any other.
-    let mut loads: Table<u32, PeerLoad> = kernel.pinned(maps::PEER_LOAD);
-    loads.remove(&2).unwrap();
+    // The peer is not forgotten meanwhile, although it holds nothing and has its tokens back.
+    kernel.set_load(2, PeerLoad::default());
+    kernel.dataplane().sweep().unwrap();
     // One that a crowd has pushed out goes on, both ways, by the policy alone.
     flow(&mut kernel, 9, &[(Ingress, ACK), (Egress, ACK)]);
     // With some room, what comes is taken in again.

@@ -31,7 +31,8 @@ impl Kernel {
         let established = sweep(&mut self.established, now, &mut held)?;
         for (peer, load) in loads {
             let Some(held) = held.get(&peer) else {
-                if load.is_idle(now) {
+                // The programs take a peer of which nothing is known for one that has room.
+                if load.is_idle(now) && !self.is_full() {
                     // Gone already is as good.
                     let _ = self.peer_load.remove(&peer);
                     let _ = self.peer_freed.remove(&peer);
