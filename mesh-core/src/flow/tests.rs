@@ -249,7 +249,7 @@ fn a_count_that_wraps_goes_on() {
         opened,
         ..entry(u64::from(packets), 0)
     };
-    let mut packets = |log: &mut FlowLog, entry: FlowEntry| {
+    let packets = |log: &mut FlowLog, entry: FlowEntry| {
         log.handle_flow(key(22), &entry);
         log.poll_record().unwrap().packets
     };
