@@ -54,8 +54,8 @@ impl Established {
         self.map.remove(&self.place(key))
     }
 
-    /// Calls `each` with every flow. In steps of hundreds: one by one a million took two seconds, for which
-    /// nobody could ask for anything else.
+    /// Calls `each` with every flow. In steps of hundreds: one by one takes two calls for each, and nobody
+    /// can ask for anything else meanwhile.
     pub(super) fn each(&self, mut each: impl FnMut(FlowKey, FlowEntry)) -> Result<(), MapError> {
         sys::bpf::values::<Place, Flow>(self.map.map(), false, |flow| each(flow.key, flow.entry))
     }

@@ -37,8 +37,8 @@ pub(super) trait Actuate: Send {
     /// Returns when the resource may have left its plan.
     fn disturbed(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Returns when a plan that failed must not wait for its turn.
-    fn urged(&mut self) -> impl Future<Output = ()> + Send {
+    /// What must go on while a plan that failed waits for its turn. Need not return.
+    fn meanwhile(&mut self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
@@ -80,7 +80,7 @@ pub(super) async fn actuate(
             if failed {
                 tokio::select! {
                     () = tokio::time::sleep(backoff.next_wait()) => {}
-                    () = resource.urged() => {}
+                    () = resource.meanwhile() => {}
                 }
             } else {
                 backoff.reset();
@@ -212,7 +212,7 @@ impl Actuate for Filter {
     }
 
     /// Flows are over and interfaces appear whatever became of the policy, which waits for its turn.
-    async fn urged(&mut self) {
+    async fn meanwhile(&mut self) {
         loop {
             self.sweep_until_changed().await;
             if let Err(error) = self.guard() {
