@@ -1,0 +1,298 @@
+//! Denials, which are counted by kind of packet and told of now and then.
+
+use std::net::IpAddr;
+
+use mesh_agent::dataplane::EventKind::Denied;
+use mesh_agent::dataplane::FlowEvent;
+use mesh_common::event::{DenyEntry, DenyKey, RETELL};
+use mesh_common::flow::FlowKey;
+use mesh_common::{Address, Be16, DropReason};
+use mesh_core::Direction::{Egress, Ingress};
+use mesh_core::dataplane::Tables;
+use mesh_core::desired::MTU;
+use mesh_core::netmap::{Action, Entry, EntryKey, PortRange};
+use mesh_core::{Identity, RuleId};
+
+use super::key;
+use crate::packet::Body;
+use crate::scene::*;
+
+#[test]
+fn a_denial_says_all_of_its_packets() {
+    let mut kernel = kernel();
+    let at = |remote_port, local_port, proto| FlowKey {
+        remote_port: Be16::new(remote_port),
+        local_port: Be16::new(local_port),
+        proto,
+        ..key()
+    };
+    let asked = tcp_between(PEER, [40_000, 23], Ingress, SYN);
+    let ours = tcp_between(PEER, [23, 40_000], Egress, SYN);
+    let flagless = tcp(Ingress, 0);
+    let mut to_all = udp(Ingress);
+    to_all[16..20].copy_from_slice(&[224, 0, 0, 1]);
+    let unasked = packet(PEER, Ingress, Body::Icmp(13)).bytes();
+    let gre = packet(PEER, Ingress, Body::Other(47)).bytes();
+    let answers = [false, true].map(|v6| {
+        let body = Body::Echo {
+            request: false,
+            id: 7,
+        };
+        from_peer(v6, body)
+    });
+    let cut = &answers[1];
+    let quoted = Body::Tcp {
+        source: 50_000,
+        destination: 8_080,
+        flags: SYN,
+    };
+    let error = Body::IcmpError {
+        kind: 3,
+        code: 3,
+        quoted: Box::new(packet(OTHER, Egress, quoted)),
+    };
+    let error = packet(PEER, Ingress, error);
+    // The near port of an answer is who asked.
+    let of_answers = answers.each_ref().map(|answer| FlowKey {
+        remote: answer.source.into(),
+        local: answer.destination.into(),
+        ..at(7, 1, answer.proto())
+    });
+    kernel.apply(&revoked());
+    let same = |port, proto, direction, reason: DropReason| DenyKey {
+        remote: Identity(18),
+        local: Identity(16),
+        peer: 2,
+        port: Be16::new(port),
+        proto,
+        direction,
+        reason: reason as u8,
+        pad: 0,
+        pad2: 0,
+    };
+    let nobody = DenyKey {
+        remote: Identity::UNKNOWN,
+        local: Identity::UNKNOWN,
+        peer: 0,
+        ..same(0, 0, 0, DropReason::NotIp)
+    };
+    for (direction, packet, same, flow, tcp_flags) in [
+        (
+            Ingress,
+            asked,
+            same(23, 6, 0, DropReason::NoRule),
+            at(40_000, 23, 6),
+            SYN,
+        ),
+        (
+            Egress,
+            ours,
+            same(23, 6, 1, DropReason::NoRule),
+            at(23, 40_000, 6),
+            SYN,
+        ),
+        (Ingress, vec![0; 40], nobody, FlowKey::NONE, 0),
+        (
+            Ingress,
+            flagless,
+            same(0, 6, 0, DropReason::TcpFlags),
+            at(0, 0, 6),
+            0,
+        ),
+        (
+            Egress,
+            tcp(Egress, SYN)[..30].to_vec(),
+            same(0, 6, 1, DropReason::Truncated),
+            at(0, 0, 6),
+            0,
+        ),
+        (
+            Ingress,
+            cut.bytes()[..44].to_vec(),
+            same(0, 58, 0, DropReason::Truncated),
+            FlowKey {
+                remote: cut.source.into(),
+                local: cut.destination.into(),
+                ..at(0, 0, 58)
+            },
+            0,
+        ),
+        // About a flow with somebody else: the blame is the sender's.
+        (
+            Ingress,
+            error.bytes(),
+            same(3, 6, 0, DropReason::IcmpErrorUnknownFlow),
+            FlowKey {
+                remote: IpAddr::from(OTHER).into(),
+                ..at(8_080, 50_000, 6)
+            },
+            0,
+        ),
+        (
+            Ingress,
+            to_all,
+            DenyKey {
+                local: Identity::UNKNOWN,
+                ..same(53, 17, 0, DropReason::Multicast)
+            },
+            FlowKey {
+                local: Address::from(IpAddr::from([224, 0, 0, 1])),
+                ..at(4_000, 53, 17)
+            },
+            0,
+        ),
+        (
+            Ingress,
+            unasked,
+            same(13, 1, 0, DropReason::NoRule),
+            at(0, u16::MAX, 1),
+            0,
+        ),
+        (
+            Ingress,
+            udp(Ingress),
+            same(53, 17, 0, DropReason::NoRule),
+            at(4_000, 53, 17),
+            0,
+        ),
+        (
+            Ingress,
+            gre,
+            same(0, 47, 0, DropReason::NoRule),
+            at(0, 0, 47),
+            0,
+        ),
+        (
+            Ingress,
+            answers[0].bytes(),
+            same(0, 1, 0, DropReason::NoFlow),
+            of_answers[0],
+            0,
+        ),
+        (
+            Ingress,
+            answers[1].bytes(),
+            same(129, 58, 0, DropReason::NoFlow),
+            of_answers[1],
+            0,
+        ),
+    ] {
+        let way = direction as usize;
+        let length = packet.len() as u64;
+        let count = |n| {
+            let mut both = [0, 0];
+            both[way] = n;
+            both
+        };
+        let (first, entry, now) = kernel.at_once(|kernel, now| {
+            let mut denials = kernel.denials();
+            let _ = denials.remove(&same);
+            kernel.events();
+            assert!(!kernel.run(direction, &packet).0);
+            let [event] = kernel.events()[..] else {
+                panic!("one event");
+            };
+            (event, denials.get(&same, 0).unwrap(), now)
+        });
+        let expected = FlowEvent {
+            time: now,
+            first: now,
+            bytes: count(length),
+            packets: count(1),
+            key: flow,
+            remote: same.remote,
+            local: same.local,
+            rule: RuleId::NONE,
+            peer: same.peer,
+            kind: Denied as u8,
+            direction: direction as u8,
+            reason: same.reason,
+            tcp: tcp_flags,
+            length: length as u32,
+        };
+        assert_eq!(first, expected);
+        let alone = DenyEntry {
+            packets: 1,
+            bytes: length,
+            first: now,
+            last: now,
+            told: DenyEntry::tick(now),
+            rule: RuleId::NONE,
+        };
+        assert_eq!(entry, alone);
+        // One more, and one that is no news: counted, and not told.
+        let earlier = DenyEntry {
+            packets: 4,
+            bytes: 1_000,
+            first: 5,
+            last: 6,
+            told: 7,
+            rule: RuleId(9),
+        };
+        for (told, news) in [(RETELL, false), (RETELL + 1, true)] {
+            let (events, entry, now) = kernel.at_once(|kernel, now| {
+                let before = DenyEntry {
+                    told: DenyEntry::tick(now).wrapping_sub(told),
+                    ..earlier
+                };
+                kernel.denials().insert(same, before, 0).unwrap();
+                kernel.events();
+                assert!(!kernel.run(direction, &packet).0);
+                (
+                    kernel.events(),
+                    kernel.denials().get(&same, 0).unwrap(),
+                    now,
+                )
+            });
+            let grown = DenyEntry {
+                packets: 5,
+                bytes: 1_000 + length,
+                first: 5,
+                last: now,
+                told: DenyEntry::tick(now).wrapping_sub(if news { 0 } else { told }),
+                // Of the last packet.
+                rule: RuleId::NONE,
+            };
+            assert_eq!(entry, grown);
+            let expected = FlowEvent {
+                time: now,
+                first: 5,
+                bytes: count(1_000 + length),
+                packets: count(5),
+                ..expected
+            };
+            assert_eq!(events, if news { vec![expected] } else { vec![] });
+        }
+    }
+}
+
+#[test]
+fn a_counted_denial_names_the_rule_that_denies() {
+    let mut kernel = kernel();
+    let mut netmap = netmap();
+    let key = EntryKey {
+        remote: Identity(18),
+        local: Identity(16),
+        direction: Ingress,
+        proto: Some(6),
+        ports: PortRange {
+            first: 23,
+            last: 23,
+        },
+    };
+    let denies = Entry {
+        action: Action::Deny,
+        rule: RuleId(9),
+    };
+    netmap.policy.entries.insert(key, denies);
+    kernel.apply(&Tables::of(&netmap, MTU));
+    let denied = tcp_between(PEER, [40_000, 23], Ingress, SYN);
+    for packets in 1..3 {
+        assert_eq!(kernel.outcome(Ingress, &denied), Err("denied by rule"));
+        let denials = kernel.dataplane().denials().unwrap();
+        let [(_, counted)] = denials[..] else {
+            panic!("one kind: {denials:?}");
+        };
+        assert_eq!((counted.packets, counted.rule), (packets, RuleId(9)));
+    }
+}
