@@ -5,8 +5,9 @@
 //! network order (an LPM trie compares bits in memory order), and numbers are only ever appended.
 //!
 //! Reading order: [`addr`], [`identity`] and [`policy`] are what user space writes, [`packet`] turns
-//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`half_open`] and [`place`] where it lies
-//! until it is confirmed, [`budget`] how many a peer may have, and [`verdict`] decides, for a [`reason`]. [`event`] is what user space is told.
+//! bytes into [`Facts`], [`flow`] and [`tcp`] say what a flow remembers, [`half_open`] and [`place`]
+//! where it lies until it is confirmed, [`budget`] how many a peer may have, and [`verdict`] decides, for
+//! a [`reason`]. [`event`] is what user space is told.
 #![no_std]
 
 pub mod addr;

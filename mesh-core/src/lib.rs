@@ -6,8 +6,9 @@
 //!
 //! Reading order: [`key`] and [`node`] name things, [`world`] holds the coordinator's truth,
 //! [`policy`] turns text into who-may-reach-whom, [`netmap`] is one node's part of both. On the node,
-//! [`control`] keeps the netmap current, [`desired`] says what the kernel should hold, [`flow`] what became of packets there, and [`agent`]
-//! composes the machines into the one that the agent's event loop drives.
+//! [`control`] keeps the netmap current, [`desired`] says what the kernel should hold, [`flow`] what
+//! became of packets there, and [`agent`] composes the machines into the one that the agent's event loop
+//! drives.
 #![forbid(unsafe_code)]
 
 pub mod agent;

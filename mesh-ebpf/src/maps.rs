@@ -78,9 +78,9 @@ pub static EVENT_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(maps::EV
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 
-/// What one packet needs between its header and its end; but [`Asked::local`] is for the next one too. In a map and not on the stack, because a
-/// verifier forgets what it knows of a map's content: it then follows the verdict once, and not once
-/// for every way in which a packet can be read.
+/// What one packet needs between its header and its end; but [`Asked::local`] is for the next one too.
+/// In a map and not on the stack, because a verifier forgets what it knows of a map's content: it then
+/// follows the verdict once, and not once for every way in which a packet can be read.
 pub struct Scratch {
     pub facts: MaybeUninit<Facts>,
     pub verdict: MaybeUninit<Verdict>,
@@ -120,7 +120,8 @@ pub struct Known {
 unsafe impl Sync for Asked {}
 
 impl Asked {
-    /// All but what was noted before it is asked for, and what is for the next packet too. Word by word, or the compiler makes it a call of memset, which writes byte by byte.
+    /// All but what was noted before it is asked for, and what is for the next packet too. Word by word, or
+    /// the compiler makes it a call of memset, which writes byte by byte.
     #[inline(always)]
     pub fn forget(&mut self, generation: u32, now: u64) {
         // SAFETY: fields of a value that we hold alone.
