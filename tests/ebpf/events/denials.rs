@@ -40,7 +40,7 @@ fn a_denial_says_all_of_its_packets() {
         };
         from_peer(v6, body)
     });
-    let cut = &answers[1];
+    let cut = [tcp(Egress, SYN), answers[1].bytes()];
     let quoted = Body::Tcp {
         source: 50_000,
         destination: 8_080,
@@ -76,6 +76,10 @@ fn a_denial_says_all_of_its_packets() {
         peer: 0,
         ..same(0, 0, 0, DropReason::NotIp)
     };
+    let unread = DenyKey {
+        reason: DropReason::Truncated as u8,
+        ..nobody
+    };
     for (direction, packet, same, flow, tcp_flags) in [
         (
             Ingress,
@@ -99,24 +103,36 @@ fn a_denial_says_all_of_its_packets() {
             at(0, 0, 6),
             0,
         ),
+        // Its header is whole, and it is nobody's if not.
         (
             Egress,
-            tcp(Egress, SYN)[..30].to_vec(),
+            cut[0][..20].to_vec(),
             same(0, 6, 1, DropReason::Truncated),
             at(0, 0, 6),
             0,
         ),
         (
+            Egress,
+            cut[0][..19].to_vec(),
+            DenyKey {
+                direction: 1,
+                ..unread
+            },
+            FlowKey::NONE,
+            0,
+        ),
+        (
             Ingress,
-            cut.bytes()[..44].to_vec(),
+            cut[1][..40].to_vec(),
             same(0, 58, 0, DropReason::Truncated),
             FlowKey {
-                remote: cut.source.into(),
-                local: cut.destination.into(),
+                remote: answers[1].source.into(),
+                local: answers[1].destination.into(),
                 ..at(0, 0, 58)
             },
             0,
         ),
+        (Ingress, cut[1][..39].to_vec(), unread, FlowKey::NONE, 0),
         // About a flow with somebody else: the blame is the sender's.
         (
             Ingress,
