@@ -11,8 +11,9 @@ use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent, KIND_RATE, PE
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::{Be16, Direction, Effect, Verdict, maps};
 
-use crate::maps::{Asked, DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
+use crate::maps::{DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
 use crate::meta::Meta;
+use crate::scratch::Asked;
 use crate::{stats, tables};
 
 /// Bytes in the ring that are worth a wake-up before the reader's next poll.

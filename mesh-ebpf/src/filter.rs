@@ -16,8 +16,9 @@ use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
 use crate::entry::{DROP, L2, NEXT};
-use crate::maps::{CFG, FRAG, Scratch, dry_scratch, scratch};
+use crate::maps::{CFG, FRAG};
 use crate::meta::{self, Meta};
+use crate::scratch::{Scratch, dry_scratch, scratch};
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
 use crate::{events, mss, stats};
@@ -262,8 +263,8 @@ fn judge(scratch: &mut Scratch, config: &Config, seen: Seen) -> u32 {
         asked,
         ..
     } = scratch;
-    asked.forget(config.generation, meta::now(config));
-    asked.absent = u32::from(seen == Seen::NewFlow);
+    let is_new = seen == Seen::NewFlow;
+    asked.begin(config.generation, meta::now(config), is_new);
     if seen == Seen::Nothing {
         return 0;
     }

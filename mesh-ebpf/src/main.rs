@@ -17,6 +17,7 @@ mod half_open;
 mod maps;
 mod meta;
 mod mss;
+mod scratch;
 mod skb;
 mod stats;
 mod tables;

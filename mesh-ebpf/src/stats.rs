@@ -4,8 +4,9 @@ use aya_log_ebpf::info;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Effect, Verdict};
 
-use crate::maps::{REASON_CTR, RULE_CTR, scratch};
+use crate::maps::{REASON_CTR, RULE_CTR};
 use crate::meta::Meta;
+use crate::scratch::scratch;
 
 /// What [`count`] does for a packet that passes and that no rule is asked for.
 #[inline(always)]

@@ -21,8 +21,9 @@ use mesh_common::{
     Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
-use crate::maps::{Asked, CT_EST, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
+use crate::maps::{CT_EST, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
 use crate::meta::Meta;
+use crate::scratch::Asked;
 use crate::{events, half_open};
 
 pub struct Tables<'a> {
@@ -100,7 +101,7 @@ impl<'a> Tables<'a> {
         let opened = verdict.state.opened();
         let mut stage = Stage::HalfOpen;
         entry.state = verdict.state;
-        // Word by word: see `Asked::forget`.
+        // Word by word: see `Asked::begin`.
         // SAFETY: fields of a value that we hold alone.
         unsafe {
             (&raw mut entry.packets[0]).write_volatile(0);

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 26] = [
+const SOURCES: [&str; 27] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -39,6 +39,7 @@ const SOURCES: [&str; 26] = [
     "mesh-ebpf/src/half_open.rs",
     "mesh-ebpf/src/meta.rs",
     "mesh-ebpf/src/mss.rs",
+    "mesh-ebpf/src/scratch.rs",
     "mesh-ebpf/src/skb.rs",
     "mesh-ebpf/src/stats.rs",
     "mesh-ebpf/src/tables.rs",
