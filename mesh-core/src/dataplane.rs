@@ -10,19 +10,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_common::addr::Prefix;
-use mesh_common::flow::FlowKey;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::verdict::{policy_port, precedence};
-use mesh_common::{Address, Direction, DropReason, IdentityEntry, PolicyEntry, PolicyKey, tcp};
+use mesh_common::{Address, Direction, IdentityEntry, PolicyEntry, PolicyKey, tcp};
 
 use crate::netmap::Netmap;
 use crate::node::Addresses;
 use crate::{Identity, RuleId};
 
+mod review;
 mod rows;
 pub mod vigil;
 pub mod why;
 
+pub use review::Review;
 pub use rows::{RowWrite, layout, longest};
 
 /// The tables of one node, as plain values.
@@ -133,33 +133,6 @@ impl Tables {
     /// The longest row that matches a new flow.
     pub fn row(&self, key: &PolicyKey) -> PolicyEntry {
         longest(key, |prefix| self.rows.get(prefix).copied())
-    }
-
-    /// Why a flow that was opened in this direction may stand no longer; `None` if it may. What the
-    /// packet path asks before the flow's next packet passes.
-    pub fn judge(&self, key: &FlowKey, opened: Direction) -> Option<DropReason> {
-        let remote = self.identity(key.remote.into());
-        let local = self.identity(key.local.into());
-        if !remote.is_known() {
-            return Some(DropReason::UnknownIdentity);
-        }
-        if remote.is_local() {
-            return Some(DropReason::OwnAddress);
-        }
-        if !local.is_known() {
-            return Some(DropReason::UnknownLocal);
-        }
-        let port = policy_port(key, opened);
-        let ask = |remote| {
-            self.row(&PolicyKey::new(
-                remote,
-                local.identity,
-                opened,
-                key.proto,
-                port,
-            ))
-        };
-        precedence(ask(remote.identity), ask(Identity::ANY)).0
     }
 }
 

@@ -8,7 +8,7 @@ use aya::maps::{HashMap, MapData, MapError};
 use aya::programs::SchedClassifier;
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
-use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::{Review, Tables};
 
 use super::established::Only;
 use super::tables::{ApplyError, Kernel};
@@ -43,10 +43,11 @@ impl Kernel {
         revoke: &SchedClassifier,
     ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let failed = || ApplyError::at("read a flow");
+        let mut review = Review::new(tables);
         let mut ended = Vec::new();
         let generation = self.generation();
         let established = self.established.each(|key, entry| {
-            ended.extend(end(key, entry, generation, tables));
+            ended.extend(end(key, entry, generation, &mut review));
         });
         established.map_err(failed())?;
         for (key, entry) in &ended {
@@ -56,7 +57,7 @@ impl Kernel {
         let half_open = half_open::flows(&self.half_open, clock::now()).map_err(failed())?;
         let half_open: Vec<_> = half_open
             .into_iter()
-            .filter_map(|(key, entry)| end(key, entry, generation, tables))
+            .filter_map(|(key, entry)| end(key, entry, generation, &mut review))
             .collect();
         // Without its tombstone a flow ends by its next packet.
         let mut unmarked = half_open
@@ -75,11 +76,11 @@ fn end(
     key: FlowKey,
     mut entry: FlowEntry,
     generation: u32,
-    tables: &Tables,
+    review: &mut Review<'_>,
 ) -> Option<(FlowKey, FlowEntry)> {
     let state = &mut entry.state;
     let is_judged = state.generation == generation || state.flags & flags::DENIED != 0;
-    if is_judged || tables.judge(&key, state.opened()).is_none() {
+    if is_judged || review.allows(&key, state.opened()) {
         return None;
     }
     state.generation = generation;

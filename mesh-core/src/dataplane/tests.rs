@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
+use mesh_common::flow::FlowKey;
 use mesh_common::policy::{Row, RowKey};
 use mesh_common::verdict::precedence;
-use mesh_common::{Be32, DropReason, PolicyKey, policy};
+use mesh_common::{Be16, Be32, DropReason, PolicyKey, policy};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -257,8 +258,50 @@ fn write(kernel: &mut BTreeMap<RowKey, Row>, writes: Vec<RowWrite>) {
     }
 }
 
+/// An address that one of [`policy`]'s networks may hold.
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (0_u8..9).prop_map(|n| Ipv4Addr::new(100, 64, 0, n).into()),
+        (0_u8..4).prop_map(|n| Ipv4Addr::new(10, n, 0, 1).into()),
+        (0_u16..5).prop_map(|n| format!("fd00::{n}").parse().unwrap()),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// However many it has seen before.
+    #[test]
+    fn a_review_lets_stand_what_the_packet_path_lets_pass(
+        policy in policy(),
+        own in address(),
+        flows in vec((address(), address(), flow()), 1..20),
+    ) {
+        let mut tables = tables(&policy);
+        let own = tables.identities.get_mut(&prefix(own.into()));
+        if let Some(own) = own {
+            own.flags = IdentityEntry::LOCAL;
+        }
+        let mut review = Review::new(&tables);
+        for (remote, local, flow) in &flows {
+            let [near, far] = [local, remote].map(|address| tables.identity(*address));
+            let allowed = !far.is_local()
+                && passes(&tables, far.identity, near.identity, flow) == Some(true);
+            let (mine, theirs) = match flow.direction {
+                Direction::Ingress => (flow.port, 40_000),
+                Direction::Egress => (40_000, flow.port),
+            };
+            let key = FlowKey {
+                remote: (*remote).into(),
+                local: (*local).into(),
+                remote_port: Be16::new(theirs),
+                local_port: Be16::new(mine),
+                proto: flow.proto,
+                ..FlowKey::NONE
+            };
+            prop_assert_eq!(review.allows(&key, flow.direction), allowed);
+        }
+    }
 
     #[test]
     fn the_kernels_rows_answer_as_ours_do(from in policy(), to in policy(), flows in vec(flow(), 1..40)) {

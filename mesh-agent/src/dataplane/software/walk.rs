@@ -7,8 +7,8 @@ use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
 use mesh_common::packet::{self, Slice};
 use mesh_common::verdict::complete;
 use mesh_common::{Direction, RuleId, decide};
-use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::why::Answer;
+use mesh_core::dataplane::{Review, Tables};
 
 use super::{Engine, Filter};
 
@@ -68,10 +68,11 @@ impl Filter {
 impl Engine {
     fn review(&mut self, tables: &Tables) -> Vec<(FlowKey, FlowEntry)> {
         let generation = self.generation;
+        let mut review = Review::new(tables);
         let mut ended = Vec::new();
         for (key, entry) in self.established.iter_mut().chain(&mut self.half_open) {
             let state = &mut entry.state;
-            if state.flags & flags::DENIED == 0 && tables.judge(key, state.opened()).is_some() {
+            if state.flags & flags::DENIED == 0 && !review.allows(key, state.opened()) {
                 state.generation = generation;
                 state.flags |= flags::DENIED;
                 ended.push((*key, *entry));
