@@ -112,14 +112,15 @@ impl Verdict {
         Self::refuse(reason, &Judged::NOBODY)
     }
 
-    /// Says whose the packet is that was refused before anybody asked, as far as the tables know: who
-    /// sends what nobody can read has to bear the blame, and the cost of being told of.
+    /// Says whose the packet is that was dropped, as far as the tables know, where that is not known yet: who
+    /// sends what nobody can read, or an error about another's flow, has to bear the blame, and the cost of
+    /// being told of.
     #[inline(always)]
     pub fn name(&mut self, facts: &Facts, tables: &impl Lookup) {
-        if self.passes() || self.remote != Identity::UNKNOWN {
+        let is_named = self.remote != Identity::UNKNOWN && facts.remote.is_same(&facts.key.remote);
+        if self.passes() || is_named {
             return;
         }
-        // An ICMP error may speak of a flow with anybody.
         let key = FlowKey {
             remote: facts.remote,
             ..facts.key

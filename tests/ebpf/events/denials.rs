@@ -312,3 +312,36 @@ fn a_counted_denial_names_the_rule_that_denies() {
         assert_eq!((counted.packets, counted.rule), (packets, RuleId(9)));
     }
 }
+
+/// Whether the flow stands or was revoked: it is another's, who has nothing to do with it.
+#[test]
+fn an_error_about_anothers_flow_is_the_senders() {
+    let mut kernel = kernel();
+    handshake(&mut kernel);
+    let quoted = Body::Tcp {
+        source: 22,
+        destination: 40_000,
+        flags: ACK,
+    };
+    let error = Body::IcmpError {
+        kind: 3,
+        code: 1,
+        quoted: Box::new(packet(PEER, Egress, quoted)),
+    };
+    let error = packet(OTHER, Ingress, error).bytes();
+    let sender = tables().identity(OTHER.into());
+    for reason in ["icmp error from a third node", "revoked"] {
+        kernel.events();
+        assert_eq!(kernel.outcome(Ingress, &error), Err(reason));
+        let [event] = kernel.events()[..] else {
+            panic!("one event");
+        };
+        let about = FlowKey {
+            remote: IpAddr::from(PEER).into(),
+            ..key()
+        };
+        assert_eq!((event.peer, event.remote), (3, sender.identity));
+        assert_eq!((event.key, event.local), (about, Identity(16)));
+        kernel.apply(&revoked());
+    }
+}
