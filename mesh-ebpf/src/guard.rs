@@ -1,4 +1,4 @@
-//! The other interfaces: nobody outside the mesh talks to this node's mesh addresses.
+//! The other interfaces: nobody outside the mesh talks to this node's mesh addresses, or as they.
 //!
 //! Without this a neighbour on the LAN can send to the address behind the tunnel and learn from the
 //! answers who talks in it (CVE-2019-14899). The tunnel's own outer packets are addressed to the
@@ -8,7 +8,7 @@ use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
-use mesh_common::{Address, Be16, Direction, DropReason, Verdict};
+use mesh_common::{Address, Direction, DropReason, Verdict};
 
 use crate::entry::{DROP, NEXT};
 use crate::maps::CFG;
@@ -41,23 +41,25 @@ pub fn run(ctx: &TcContext) -> i32 {
         return DROP;
     };
     // Two addresses and no table of them: whatever else the host receives pays for this too.
-    let own = if destination.is_mapped() {
-        &config.own_v4
-    } else {
-        &config.own_v6
+    let is_ours = |address: &Address| {
+        let own = if address.is_mapped() {
+            &config.own_v4
+        } else {
+            &config.own_v6
+        };
+        address.is_same(own)
     };
-    if !destination.is_same(own) {
+    // Nor does anybody send as this node: what the host forwards into the mesh would pass for its own. The
+    // unspecified address is nobody's, even while we know none of ours (RFC 4862, 5.4.2).
+    let forged = is_ours(&source) && !source.is_same(&Address::default());
+    if !forged && !is_ours(&destination) {
         return NEXT;
     }
     let verdict = Verdict::refused(DropReason::Guarded);
     let key = FlowKey {
         remote: source,
         local: destination,
-        remote_port: Be16::new(0),
-        local_port: Be16::new(0),
-        proto: 0,
-        pad: 0,
-        pad2: 0,
+        ..FlowKey::NONE
     };
     let meta = Meta::new(ctx, 0, Direction::Ingress, meta::now(config));
     stats::count(&verdict, &meta);

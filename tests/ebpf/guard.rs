@@ -46,11 +46,15 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
         ("100.64.0.2", "100.64.0.1", DROP),
         ("192.168.1.2", "100.64.0.2", NEXT),
         ("192.168.1.2", "192.168.1.1", NEXT),
-        ("100.64.0.1", "100.64.0.2", NEXT),
+        // Nor may anybody pass for this node, to others of the mesh above all.
+        ("100.64.0.1", "100.64.0.2", DROP),
         ("2001:db8::1", "fd00:a:b:c:d:e:f:1", DROP),
         ("2001:db8::1", "fd00:a:b:c:d:e:f:2", NEXT),
         ("2001:db8::1", "fd00:a:b:c:d:e:f:9", NEXT),
-        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", NEXT),
+        ("fd00:a:b:c:d:e:f:1", "fd00:a:b:c:d:e:f:2", DROP),
+        ("::ffff:100.64.0.1", "2001:db8::1", DROP),
+        ("fd00:a:b:c:d:e:f:2", "2001:db8::1", NEXT),
+        ("::", "ff02::1", NEXT),
         // A translator on the host might make IPv4 of it.
         ("2001:db8::1", "::ffff:100.64.0.1", DROP),
     ] {
@@ -60,6 +64,14 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
     let mut arp = frame("192.168.1.2", "100.64.0.1");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(guard(&arp), NEXT);
+}
+
+/// It asks whether an address is anybody's, as neighbour discovery does.
+#[test]
+fn the_guard_lets_an_address_be_tried_out_before_it_knows_ours() {
+    let kernel = Kernel::new();
+    let tried = frame("::", "ff02::1");
+    assert_eq!(kernel.run_program("guard", &tried, 1).0, NEXT);
 }
 
 #[test]
