@@ -5,6 +5,10 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::Direction;
 use mesh_common::maps::Config;
 
+/// What headers take at most, mostly: TCP with a few options behind IPv6. Where they take less, a last
+/// segment of as many bytes is not counted.
+const HEADERS: u32 = 80;
+
 #[derive(Clone, Copy)]
 pub struct Meta {
     pub now: u64,
@@ -18,15 +22,28 @@ impl Meta {
     /// `at` is where the IP header starts.
     #[inline(always)]
     pub fn new(ctx: &TcContext, at: usize, direction: Direction, now: u64) -> Self {
-        // SAFETY: a field of the context that the kernel lets classifiers read.
-        let segments = unsafe { (*ctx.skb.skb).gso_segs };
+        let length = ctx.len() - at as u32;
         Self {
             now,
-            bytes: u64::from(ctx.len()) - at as u64,
-            segments: if segments == 0 { 1 } else { segments },
+            bytes: u64::from(length),
+            segments: segments(ctx, length),
             direction,
         }
     }
+}
+
+/// What a TUN device gets from user space says how large its segments are, and not how many.
+#[inline(always)]
+fn segments(ctx: &TcContext, length: u32) -> u32 {
+    // SAFETY: fields of the context that the kernel lets classifiers read.
+    let (count, size) = unsafe { ((*ctx.skb.skb).gso_segs, (*ctx.skb.skb).gso_size) };
+    if count != 0 {
+        return count;
+    }
+    if size == 0 || length <= HEADERS {
+        return 1;
+    }
+    (length - HEADERS).div_ceil(size)
 }
 
 /// The monotonic clock, as exact as the timer's tick: reading the counter of ticks is one load, where a

@@ -9,6 +9,7 @@ use mesh_common::{Be16, PolicyEntry, PolicyKey};
 use mesh_core::Direction::{self, Egress, Ingress};
 use mesh_core::{Identity, RuleId};
 
+use crate::kernel::Kernel;
 use crate::packet::{Body, Fragment, Packet};
 use crate::scene::*;
 
@@ -350,23 +351,55 @@ fn what_was_closed_opens_anew_through_the_policy() {
 fn a_super_packet_counts_as_its_segments() {
     let mut kernel = kernel();
     handshake(&mut kernel);
-    let packet = tcp(Ingress, ACK);
-    // `gso_segs` in `struct __sk_buff` (linux/bpf.h).
-    let mut context = [0; 192];
-    context[164..168].copy_from_slice(&7_u32.to_ne_bytes());
-    let options = TestRunOptions {
-        data_in: Some(&packet),
-        ctx_in: Some(&context),
-        ..TestRunOptions::default()
-    };
-    let before = kernel.dataplane().counters().unwrap().passed[&Ingress];
-    let program = kernel.dataplane().program("mesh_in").unwrap();
-    assert_eq!(program.test_run(options).unwrap().return_value, u32::MAX);
-    let entry = kernel.established()[0].1;
-    assert_eq!((entry.packets[0], entry.bytes[0]), (2 + 7, 3 * 40));
-    let after = kernel.dataplane().counters().unwrap().passed[&Ingress];
-    assert_eq!(after.packets, before.packets + 7);
-    assert_eq!(after.bytes, before.bytes + 40);
+    // What the kernel says of one that is so much longer than its headers.
+    for (count, size, more, expected) in [
+        (7, 0, 0, 7),
+        (7, 100, 300, 7),
+        (0, 0, 300, 1),
+        (0, 100, 40, 1),
+        (0, 100, 41, 1),
+        (0, 100, 140, 1),
+        (0, 100, 141, 2),
+        (0, 100, 300, 3),
+    ] {
+        let mut packet = tcp(Ingress, ACK);
+        packet.resize(40 + more, 0);
+        packet[2..4].copy_from_slice(&(40 + more as u16).to_be_bytes());
+        // `gso_segs` and `gso_size` in `struct __sk_buff` (linux/bpf.h).
+        let mut context = [0; 192];
+        context[164..168].copy_from_slice(&u32::to_ne_bytes(count));
+        context[176..180].copy_from_slice(&u32::to_ne_bytes(size));
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let seen = |kernel: &mut Kernel| {
+            let entry = kernel.established()[0].1;
+            let passed = kernel.dataplane().counters().unwrap().passed[&Ingress];
+            [
+                entry.packets[0].into(),
+                passed.packets,
+                entry.bytes[0],
+                passed.bytes,
+            ]
+        };
+        let before = seen(&mut kernel);
+        let program = kernel.dataplane().program("mesh_in").unwrap();
+        assert_eq!(program.test_run(options).unwrap().return_value, u32::MAX);
+        let [packets, all, bytes, all_bytes] = before;
+        let length = packet.len() as u64;
+        assert_eq!(
+            seen(&mut kernel),
+            [
+                packets + expected,
+                all + expected,
+                bytes + length,
+                all_bytes + length
+            ],
+            "{count} segments of {size}, {more} more bytes"
+        );
+    }
 }
 
 /// A program keeps what it was told of the near address beside that address, which is this one at first.
