@@ -125,6 +125,41 @@ pub struct Flow {
     pub entry: FlowEntry,
 }
 
+/// Of a half-open flow that has come to an end: what its tombstone says.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Revocation {
+    pub key: FlowKey,
+    pub remote: Identity,
+    pub local: Identity,
+    pub rule: RuleId,
+    pub peer: u32,
+}
+
+impl Revocation {
+    pub const fn new(key: FlowKey, tombstone: &FlowState) -> Self {
+        Self {
+            key,
+            remote: tombstone.remote,
+            local: tombstone.local,
+            rule: tombstone.rule,
+            peer: tombstone.peer,
+        }
+    }
+
+    /// As it lies in memory.
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let (key, rest) = bytes.split_at_mut(size_of::<FlowKey>());
+        key.copy_from_slice(&self.key.bytes());
+        let words = [self.remote.0, self.local.0, self.rule.0, self.peer];
+        for (place, word) in rest.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
 /// Under which a first fragment leaves its ports.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -152,6 +187,7 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<FlowState>() == 32);
 const _: () = assert!(size_of::<FlowEntry>() == 64);
 const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(size_of::<Revocation>() == 56);
 const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<FragmentEntry>() == 16);
 

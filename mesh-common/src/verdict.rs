@@ -256,9 +256,12 @@ fn known(
         let judged = ask(tables, &ends, facts.key.proto, opened, port);
         next.generation = tables.generation();
         next.rule = judged.rule;
-        next.remote = judged.remote;
-        next.local = judged.local;
-        next.peer = judged.peer;
+        // Whoever is nobody now is still told of as who it was.
+        if ends.drop.is_none() {
+            next.remote = ends.remote;
+            next.local = ends.local;
+            next.peer = ends.peer;
+        }
         next.flags = match judged.drop {
             Some(_) => state.flags | flags::DENIED,
             None => state.flags & !flags::DENIED,

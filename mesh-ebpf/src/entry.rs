@@ -54,14 +54,14 @@ pub fn why_eg(ctx: TcContext) -> i32 {
     filter::explain(&ctx, Direction::Egress)
 }
 
-/// Ends a half-open flow that the policy in force no longer allows, by BPF_PROG_TEST_RUN: the packet begins with its
-/// key.
+/// Ends a half-open flow that the policy in force no longer allows, by BPF_PROG_TEST_RUN: the packet begins
+/// with a [`mesh_common::flow::Revocation`].
 #[classifier]
 pub fn revoke(ctx: TcContext) -> i32 {
-    let (Some(config), Ok(key)) = (CFG.get(0), ctx.load(0)) else {
+    let (Some(config), Ok(ended)) = (CFG.get(0), ctx.load(0)) else {
         return DROP;
     };
-    half_open::revoke(&key, config);
+    half_open::revoke(&ended, config);
     NEXT
 }
 

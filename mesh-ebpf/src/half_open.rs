@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::bpf_spin_lock;
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use mesh_common::Verdict;
-use mesh_common::flow::{FlowEntry, FlowKey, FlowState, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, FlowState, Revocation, flags};
 use mesh_common::half_open::Set;
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
@@ -106,13 +106,18 @@ pub fn grow(
 
 /// Leaves the tombstone that the flow's next packet would have left, if it was last judged under another policy.
 #[inline(never)]
-pub fn revoke(key: &FlowKey, config: &Config) -> u32 {
-    let place = Place::of(key, &config.secret);
+pub fn revoke(ended: &Revocation, config: &Config) -> u32 {
+    let place = Place::of(&ended.key, &config.secret);
     locked(place, |set| {
-        set.change(place.tag(), key, |entry| {
-            if entry.state.generation != config.generation {
-                entry.state.generation = config.generation;
-                entry.state.flags |= flags::DENIED;
+        set.change(place.tag(), &ended.key, |entry| {
+            let state = &mut entry.state;
+            if state.generation != config.generation {
+                state.generation = config.generation;
+                state.flags |= flags::DENIED;
+                state.remote = ended.remote;
+                state.local = ended.local;
+                state.rule = ended.rule;
+                state.peer = ended.peer;
             }
         });
     });

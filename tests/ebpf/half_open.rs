@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use mesh_common::flow::{FlowKey, Stage, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, FlowState, Revocation, Stage, flags};
 use mesh_common::half_open::{SETS, WAYS};
 use mesh_common::maps;
 use mesh_common::place::{Place, Secret};
-use mesh_core::Direction;
+use mesh_core::{Direction, Identity, RuleId};
 
 use crate::kernel::Kernel;
 use crate::scene::*;
@@ -176,21 +176,32 @@ fn what_ends_a_flow_leaves_alone_what_the_policy_in_force_has_judged() {
     let mut kernel = kernel();
     assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
     let (key, entry) = kernel.half_open()[0];
-    let mut absent = key.bytes();
+    let tombstone = FlowState {
+        generation: entry.state.generation + 1,
+        flags: flags::DENIED,
+        remote: Identity(5),
+        local: Identity(6),
+        rule: RuleId(7),
+        peer: 8,
+        ..entry.state
+    };
+    let asked = Revocation::new(key, &tombstone).bytes();
+    let mut absent = asked;
     absent[0] ^= 1;
-    for packet in [key.bytes(), absent] {
+    for packet in [asked, absent] {
         kernel.explain("revoke", &packet);
         assert_eq!(kernel.half_open(), [(key, entry)]);
     }
-    // A key that is cut short names no flow.
-    assert_eq!(kernel.explain("revoke", &key.bytes()[..39]).0, 2);
+    // What is cut short names no flow.
+    assert_eq!(kernel.explain("revoke", &asked[..55]).0, 2);
     kernel.configure(|config| config.generation += 1);
     kernel.explain("revoke", &absent);
     assert_eq!(kernel.half_open(), [(key, entry)]);
-    kernel.explain("revoke", &key.bytes());
-    let mut ended = entry;
-    ended.state.generation += 1;
-    ended.state.flags = flags::DENIED;
+    kernel.explain("revoke", &asked);
+    let ended = FlowEntry {
+        state: tombstone,
+        ..entry
+    };
     assert_eq!(kernel.half_open(), [(key, ended)]);
 }
 

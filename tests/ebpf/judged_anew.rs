@@ -5,7 +5,7 @@ use mesh_common::flow::{FlowState, flags};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{PolicyEntry, PolicyKey};
 use mesh_core::Direction::{Egress, Ingress};
-use mesh_core::dataplane::Tables;
+use mesh_core::dataplane::{Tables, prefix};
 use mesh_core::desired::MTU;
 use mesh_core::{Identity, RuleId};
 
@@ -169,4 +169,52 @@ fn a_flow_that_was_opened_here_is_no_answer_to_one_that_was_revoked() {
     kernel.apply(&tables);
     assert_eq!(kernel.outcome(Egress, &tcp(Egress, SYN)), PASS);
     assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, SYN_ACK)), PASS);
+}
+
+/// Established or half-open, and whether a packet or the review finds it first: the rule that ends a flow
+/// is told, and counts what it refuses.
+#[test]
+fn what_a_rule_ends_is_that_rules() {
+    for reviewed in [false, true] {
+        let mut kernel = kernel();
+        handshake(&mut kernel);
+        let half_open = tcp_between(PEER, [40_001, 22], Ingress, SYN);
+        assert_eq!(kernel.outcome(Ingress, &half_open), PASS);
+        let tables = denying(RuleId(9));
+        kernel.apply(&tables);
+        if reviewed {
+            let ended = kernel.dataplane().review(&tables).unwrap();
+            let rules: Vec<_> = ended.iter().map(|(_, entry)| entry.state.rule).collect();
+            assert_eq!(rules, [RuleId(9); 2]);
+        }
+        for _ in 0..2 {
+            assert_eq!(kernel.outcome(Ingress, &half_open), Err("revoked"));
+            assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), Err("revoked"));
+        }
+        for (_, entry) in [kernel.established(), kernel.half_open()].concat() {
+            assert_eq!(entry.state.rule, RuleId(9));
+        }
+        let counters = kernel.dataplane().counters().unwrap();
+        assert_eq!(counters.rules[&RuleId(9)].packets, 4);
+    }
+}
+
+/// Who is nobody any more is still told of as who it was.
+#[test]
+fn the_flows_of_one_that_is_gone_are_still_its_own() {
+    for reviewed in [false, true] {
+        let mut kernel = kernel();
+        handshake(&mut kernel);
+        let mut tables = tables();
+        let peer = std::net::IpAddr::from(PEER);
+        tables.identities.remove(&prefix(peer.into()));
+        kernel.apply(&tables);
+        if reviewed {
+            assert_eq!(kernel.dataplane().review(&tables).unwrap().len(), 1);
+        }
+        assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), Err("revoked"));
+        let state = kernel.established()[0].1.state;
+        assert_eq!((state.remote, state.local), (Identity(18), Identity(16)));
+        assert_eq!((state.peer, state.rule), (2, RuleId::NONE));
+    }
 }

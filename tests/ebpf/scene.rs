@@ -80,6 +80,24 @@ pub(crate) fn tables() -> Tables {
     Tables::of(&netmap(), MTU)
 }
 
+/// With a rule that denies all TCP that peer 2 opens here.
+pub(crate) fn denying(rule: RuleId) -> Tables {
+    let mut netmap = netmap();
+    let key = EntryKey {
+        remote: Identity(18),
+        local: Identity(16),
+        direction: Ingress,
+        proto: Some(6),
+        ports: PortRange::ALL,
+    };
+    let denies = Entry {
+        action: Action::Deny,
+        rule,
+    };
+    netmap.policy.entries.insert(key, denies);
+    Tables::of(&netmap, MTU)
+}
+
 /// The same without a rule for what comes in.
 pub(crate) fn revoked() -> Tables {
     let mut netmap = netmap();

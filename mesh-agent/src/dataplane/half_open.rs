@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use aya::maps::{Array, MapData, MapError};
 use aya::programs::{ProgramError, SchedClassifier};
-use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::flow::{FlowEntry, FlowKey, FlowState, Revocation};
 use mesh_common::half_open::Set;
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
@@ -57,10 +57,15 @@ pub(super) fn fill(
 /// The program that ends a flow.
 pub(super) const REVOKE: &str = "revoke";
 
-/// Gives the flow the tombstone that its next packet would leave. `revoke` is the program [`REVOKE`].
-pub(super) fn end(revoke: &SchedClassifier, key: &FlowKey) -> Result<(), ProgramError> {
+/// Gives the flow this tombstone. `revoke` is the program [`REVOKE`].
+pub(super) fn end(
+    revoke: &SchedClassifier,
+    key: &FlowKey,
+    tombstone: &FlowState,
+) -> Result<(), ProgramError> {
+    let ended = Revocation::new(*key, tombstone);
     // Newer kernels take the first bytes for a header of Ethernet, and want as much behind it as it promises.
     let mut packet = [0; 64];
-    packet[..size_of::<FlowKey>()].copy_from_slice(&key.bytes());
+    packet[..size_of::<Revocation>()].copy_from_slice(&ended.bytes());
     dry::run(revoke, &packet, &mut [0; 64])
 }

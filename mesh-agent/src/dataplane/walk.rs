@@ -7,7 +7,7 @@
 use aya::maps::{HashMap, MapData, MapError};
 use aya::programs::SchedClassifier;
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_core::dataplane::{Review, Tables};
 
 use super::established::Only;
@@ -43,11 +43,10 @@ impl Kernel {
         revoke: &SchedClassifier,
     ) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         let failed = || ApplyError::at("read a flow");
-        let mut review = Review::new(tables);
         let mut ended = Vec::new();
-        let generation = self.generation();
+        let mut review = Review::new(tables, self.generation());
         let established = self.established.each(|key, entry| {
-            ended.extend(end(key, entry, generation, &mut review));
+            ended.extend(end(key, entry, &mut review));
         });
         established.map_err(failed())?;
         for (key, entry) in &ended {
@@ -57,12 +56,12 @@ impl Kernel {
         let half_open = half_open::flows(&self.half_open, clock::now()).map_err(failed())?;
         let half_open: Vec<_> = half_open
             .into_iter()
-            .filter_map(|(key, entry)| end(key, entry, generation, &mut review))
+            .filter_map(|(key, entry)| end(key, entry, &mut review))
             .collect();
         // Without its tombstone a flow ends by its next packet.
         let mut unmarked = half_open
             .iter()
-            .filter_map(|(key, _)| half_open::end(revoke, key).err());
+            .filter_map(|(key, entry)| half_open::end(revoke, key, &entry.state).err());
         if let Some(error) = unmarked.next_back() {
             tracing::warn!(%error, "mark half-open flows that are no longer allowed");
         }
@@ -75,16 +74,9 @@ impl Kernel {
 fn end(
     key: FlowKey,
     mut entry: FlowEntry,
-    generation: u32,
     review: &mut Review<'_>,
 ) -> Option<(FlowKey, FlowEntry)> {
-    let state = &mut entry.state;
-    let is_judged = state.generation == generation || state.flags & flags::DENIED != 0;
-    if is_judged || review.allows(&key, state.opened()) {
-        return None;
-    }
-    state.generation = generation;
-    state.flags |= flags::DENIED;
+    entry.state = review.tombstone(&key, &entry.state)?;
     Some((key, entry))
 }
 

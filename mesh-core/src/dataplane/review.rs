@@ -1,56 +1,72 @@
-//! Which of many flows may stand on. There may be a million, each that ends is to be told of within a
+//! Which of many flows have come to an end. There may be a million, each that ends is to be told of within a
 //! second, and most share their ends and the port that is asked for with others.
 
 use std::collections::HashMap;
 
-use mesh_common::flow::FlowKey;
+use mesh_common::flow::{FlowKey, FlowState, flags};
 use mesh_common::verdict::{policy_port, precedence};
-use mesh_common::{Address, Direction, Identity, IdentityEntry, PolicyKey};
+use mesh_common::{Address, DropReason, Identity, IdentityEntry, PolicyKey, RuleId};
 
 use super::Tables;
 
-/// What was asked of the tables is remembered; as large as the number of different flows at most.
+/// What was asked of the tables is remembered; as much as there are different flows at most.
 #[derive(Debug)]
 pub struct Review<'a> {
     tables: &'a Tables,
+    generation: u32,
     identities: HashMap<Address, IdentityEntry>,
-    allowed: HashMap<PolicyKey, bool>,
+    answers: HashMap<PolicyKey, (Option<DropReason>, RuleId)>,
 }
 
 impl<'a> Review<'a> {
-    pub fn new(tables: &'a Tables) -> Self {
+    /// By the tables in force, which have this generation.
+    pub fn new(tables: &'a Tables, generation: u32) -> Self {
         Self {
             tables,
+            generation,
             identities: HashMap::new(),
-            allowed: HashMap::new(),
+            answers: HashMap::new(),
         }
     }
 
-    /// Whether a flow that was opened in this direction may stand on: what the packet path asks before
-    /// the flow's next packet passes.
-    pub fn allows(&mut self, key: &FlowKey, opened: Direction) -> bool {
+    /// What the flow's next packet would leave, if it is the first to be denied. A flow that may stand on or
+    /// was judged already has none.
+    pub fn tombstone(&mut self, key: &FlowKey, state: &FlowState) -> Option<FlowState> {
+        if state.generation == self.generation || state.flags & flags::DENIED != 0 {
+            return None;
+        }
         let remote = self.identity(key.remote);
         let local = self.identity(key.local);
+        let mut next = FlowState {
+            generation: self.generation,
+            flags: state.flags | flags::DENIED,
+            rule: RuleId::NONE,
+            ..*state
+        };
         if !remote.is_known() || remote.is_local() || !local.is_known() {
-            return false;
+            return Some(next);
         }
+        let opened = state.opened();
         let port = policy_port(key, opened);
-        let asked = PolicyKey::new(remote.identity, local.identity, opened, key.proto, port);
-        let tables = self.tables;
-        *self.allowed.entry(asked).or_insert_with(|| {
-            let ask = |remote| {
-                let key = PolicyKey::new(remote, local.identity, opened, key.proto, port);
-                tables.row(&key)
-            };
-            precedence(ask(remote.identity), ask(Identity::ANY))
-                .0
-                .is_none()
-        })
+        let about = |remote| PolicyKey::new(remote, local.identity, opened, key.proto, port);
+        let (drop, rule) = self.answer(about(remote.identity), about(Identity::ANY));
+        drop?;
+        next.rule = rule;
+        next.remote = remote.identity;
+        next.local = local.identity;
+        next.peer = remote.peer;
+        Some(next)
     }
 
     fn identity(&mut self, address: Address) -> IdentityEntry {
         let tables = self.tables;
         let known = self.identities.entry(address);
         *known.or_insert_with(|| tables.identity(address.into()))
+    }
+
+    fn answer(&mut self, exact: PolicyKey, any: PolicyKey) -> (Option<DropReason>, RuleId) {
+        let tables = self.tables;
+        let known = self.answers.entry(exact);
+        *known.or_insert_with(|| precedence(tables.row(&exact), tables.row(&any)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_common::flow::FlowKey;
+use mesh_common::flow::{FlowKey, FlowState, flags};
 use mesh_common::policy::{Row, RowKey};
 use mesh_common::verdict::precedence;
 use mesh_common::{Be16, Be32, DropReason, PolicyKey, policy};
@@ -272,7 +272,7 @@ proptest! {
 
     /// However many it has seen before.
     #[test]
-    fn a_review_lets_stand_what_the_packet_path_lets_pass(
+    fn a_review_ends_what_the_packet_path_would_not_let_pass(
         policy in policy(),
         own in address(),
         flows in vec((address(), address(), flow()), 1..20),
@@ -282,7 +282,7 @@ proptest! {
         if let Some(own) = own {
             own.flags = IdentityEntry::LOCAL;
         }
-        let mut review = Review::new(&tables);
+        let mut review = Review::new(&tables, 7);
         for (remote, local, flow) in &flows {
             let [near, far] = [local, remote].map(|address| tables.identity(*address));
             let allowed = !far.is_local()
@@ -299,7 +299,38 @@ proptest! {
                 proto: flow.proto,
                 ..FlowKey::NONE
             };
-            prop_assert_eq!(review.allows(&key, flow.direction), allowed);
+            let state = FlowState {
+                generation: 6,
+                flags: match flow.direction {
+                    Direction::Ingress => 0,
+                    Direction::Egress => flags::OPENED_EGRESS,
+                },
+                remote: Identity(90),
+                rule: RuleId(91),
+                peer: 92,
+                ..FlowState::default()
+            };
+            let tombstone = review.tombstone(&key, &state);
+            prop_assert_eq!(tombstone.is_none(), allowed);
+            let Some(tombstone) = tombstone else { continue };
+            let is_known = near.is_known() && far.is_known() && !far.is_local();
+            let between = Flow { remote: far.identity, local: near.identity, ..*flow };
+            let rule = match ask(&tables, &between) {
+                Some((_, rule)) if is_known => rule,
+                _ => RuleId::NONE,
+            };
+            let expected = FlowState {
+                generation: 7,
+                flags: state.flags | flags::DENIED,
+                rule,
+                ..state
+            };
+            let expected = match is_known {
+                true => FlowState { remote: far.identity, local: near.identity, peer: far.peer, ..expected },
+                false => expected,
+            };
+            prop_assert_eq!(tombstone, expected);
+            prop_assert_eq!(review.tombstone(&key, &tombstone), None);
         }
     }
 

@@ -8,9 +8,6 @@ use mesh_common::event::{DenyEntry, DenyKey, RETELL};
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Be16, DropReason};
 use mesh_core::Direction::{Egress, Ingress};
-use mesh_core::dataplane::Tables;
-use mesh_core::desired::MTU;
-use mesh_core::netmap::{Action, Entry, EntryKey, PortRange};
 use mesh_core::{Identity, RuleId};
 
 use super::key;
@@ -285,23 +282,7 @@ fn a_denial_says_all_of_its_packets() {
 #[test]
 fn a_counted_denial_names_the_rule_that_denies() {
     let mut kernel = kernel();
-    let mut netmap = netmap();
-    let key = EntryKey {
-        remote: Identity(18),
-        local: Identity(16),
-        direction: Ingress,
-        proto: Some(6),
-        ports: PortRange {
-            first: 23,
-            last: 23,
-        },
-    };
-    let denies = Entry {
-        action: Action::Deny,
-        rule: RuleId(9),
-    };
-    netmap.policy.entries.insert(key, denies);
-    kernel.apply(&Tables::of(&netmap, MTU));
+    kernel.apply(&denying(RuleId(9)));
     let denied = tcp_between(PEER, [40_000, 23], Ingress, SYN);
     for packets in 1..3 {
         assert_eq!(kernel.outcome(Ingress, &denied), Err("denied by rule"));

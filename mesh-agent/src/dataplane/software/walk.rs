@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_common::event::{DenyEntry, DenyKey};
-use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
+use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::packet::{self, Slice};
 use mesh_common::verdict::complete;
 use mesh_common::{Direction, RuleId, decide};
@@ -67,14 +67,11 @@ impl Filter {
 
 impl Engine {
     fn review(&mut self, tables: &Tables) -> Vec<(FlowKey, FlowEntry)> {
-        let generation = self.generation;
-        let mut review = Review::new(tables);
+        let mut review = Review::new(tables, self.generation);
         let mut ended = Vec::new();
         for (key, entry) in self.established.iter_mut().chain(&mut self.half_open) {
-            let state = &mut entry.state;
-            if state.flags & flags::DENIED == 0 && !review.allows(key, state.opened()) {
-                state.generation = generation;
-                state.flags |= flags::DENIED;
+            if let Some(state) = review.tombstone(key, &entry.state) {
+                entry.state = state;
                 ended.push((*key, *entry));
             }
         }
