@@ -20,18 +20,22 @@ pub fn run(ctx: &TcContext) -> i32 {
     // SAFETY: a field of the context that the kernel lets classifiers read.
     let protocol = unsafe { (*ctx.skb.skb).protocol } as u16;
     // Relative to the network header: this serves Ethernet, PPP and tunnels alike.
-    let (source, destination) = match u16::from_be(protocol) {
-        0x0800 => match load::<[u32; 2]>(ctx, 12) {
-            Some([source, destination]) => (
-                Address::from_v4_word(source),
-                Address::from_v4_word(destination),
+    let (source, destination, proto, length) = match u16::from_be(protocol) {
+        0x0800 => match load::<[u32; 5]>(ctx) {
+            Some(h) => (
+                Address::from_v4_word(h[3]),
+                Address::from_v4_word(h[4]),
+                u32::from_be(h[2]) >> 16,
+                u32::from_be(h[0]) & 0xffff,
             ),
             None => return NEXT,
         },
-        0x86dd => match load::<[[u32; 4]; 2]>(ctx, 8) {
-            Some([source, destination]) => (
-                Address::from_words(source),
-                Address::from_words(destination),
+        0x86dd => match load::<[u32; 10]>(ctx) {
+            Some(h) => (
+                Address::from_words([h[2], h[3], h[4], h[5]]),
+                Address::from_words([h[6], h[7], h[8], h[9]]),
+                u32::from_be(h[1]) >> 8,
+                (u32::from_be(h[1]) >> 16) + 40,
             ),
             None => return NEXT,
         },
@@ -59,22 +63,26 @@ pub fn run(ctx: &TcContext) -> i32 {
     let key = FlowKey {
         remote: source,
         local: destination,
+        proto: proto as u8,
         ..FlowKey::NONE
     };
-    let meta = Meta::new(ctx, 0, Direction::Ingress, meta::now(config));
+    let meta = Meta {
+        bytes: u64::from(length),
+        ..Meta::new(ctx, 0, Direction::Ingress, meta::now(config))
+    };
     stats::count(&verdict, &meta);
     events::deny(&key, 0, 0, &verdict, &meta);
     DROP
 }
 
 #[inline(always)]
-fn load<T>(ctx: &TcContext, at: u32) -> Option<T> {
+fn load<T>(ctx: &TcContext) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::uninit();
     // SAFETY: the helper fills exactly the bytes that it is given, or reports that it did not.
     unsafe {
         let read = bpf_skb_load_bytes_relative(
             ctx.skb.skb.cast(),
-            at,
+            0,
             value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             BPF_HDR_START_NET,

@@ -119,7 +119,7 @@ fn what_the_guard_drops_is_counted_and_told() {
         let old = before.dropped.get(&slot).copied().unwrap_or_default();
         assert_eq!(after.dropped.len(), 1);
         assert_eq!(after.dropped[&slot].packets, old.packets + 1);
-        let length = frame.len() as u64;
+        let length = frame.len() as u64 - 14;
         assert_eq!(after.dropped[&slot].bytes, old.bytes + length);
         assert_eq!(after.passed, before.passed);
         let [event] = kernel.events()[..] else {
@@ -132,7 +132,7 @@ fn what_the_guard_drops_is_counted_and_told() {
             local: Address::from(destination.parse::<IpAddr>().unwrap()),
             remote_port: Be16::new(0),
             local_port: Be16::new(0),
-            proto: 0,
+            proto: 17,
             pad: 0,
             pad2: 0,
         };
@@ -145,5 +145,5 @@ fn what_the_guard_drops_is_counted_and_told() {
     }
     let keys: Vec<_> = kernel.denials().keys().map(Result::unwrap).collect();
     assert_eq!(keys.len(), 1);
-    assert_eq!((keys[0].port.get(), keys[0].proto), (0, 0));
+    assert_eq!((keys[0].port.get(), keys[0].proto), (0, 17));
 }
