@@ -167,3 +167,55 @@ fn what_is_forwarded_is_judged_and_what_is_allowed_works() {
     assert!(!is_answered(&socket(&neighbour), address("node"), 9000));
     assert!(node.dropped("guarded", "ingress").unwrap() > before);
 }
+
+const BEHIND: &str = "\
+ip -6 address add fd99::1/64 dev cbr0 nodad
+ip -n box -6 address add fd99::2/64 dev eth0 nodad
+ip -n box -6 route add default via fd99::1
+echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+";
+
+/// What it sends as the node would be the node's, wherever it is judged. Over IPv4 the kernel itself takes
+/// no packet from one of its own addresses.
+#[test]
+fn nobody_behind_a_node_passes_for_it() {
+    let lab = Lab::of_release_build().unwrap();
+    let mesh = Mesh::of_roles(lab, POLICY, backend()).unwrap();
+    let (node, operator) = (mesh.node("node"), mesh.node("operator"));
+    let address = |name| mesh.node(name).address(Family::V6).unwrap();
+    let (own, to) = (address("node"), address("operator"));
+    let host = &node.host;
+    let served = operator
+        .host
+        .inside(|| UdpSocket::bind((to, 9001)).unwrap());
+    let served = served.unwrap();
+    served
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let arrived = |from: &dyn Fn()| {
+        (0..20).any(|_| {
+            from();
+            served.recv_from(&mut [0; 16]).is_ok()
+        })
+    };
+    let ours = host.inside(|| UdpSocket::bind((own, 0)).unwrap()).unwrap();
+    until("the node itself may", SOON, || {
+        arrived(&|| drop(ours.send_to(b"node", (to, 9001))))
+    })
+    .unwrap();
+
+    host.run("sh", &["-ec", CONTAINER]).unwrap();
+    host.run("sh", &["-ec", BEHIND]).unwrap();
+    let behind = |source: IpAddr| {
+        let socket = in_container(host, || UdpSocket::bind((source, 0)).unwrap());
+        arrived(&|| drop(socket.send_to(b"box", (to, 9001))))
+    };
+    let before = node.dropped("unknown local address", "egress").unwrap();
+    assert!(!behind("fd99::2".parse().unwrap()));
+    assert!(node.dropped("unknown local address", "egress").unwrap() > before);
+    let add = format!("ip -n box -6 address add {own}/128 dev eth0 nodad");
+    host.run("sh", &["-ec", &add]).unwrap();
+    let before = node.dropped("guarded", "ingress").unwrap();
+    assert!(!behind(own));
+    assert!(node.dropped("guarded", "ingress").unwrap() > before);
+}
