@@ -27,7 +27,7 @@ use crate::eventloop::{Clock, Command, EventLoop, Inlets, Outlets, host_info};
 use crate::flow_log::{self, FlowLog};
 use crate::local_api::{self, Facts, Service};
 use crate::snapshot::Snapshot;
-use crate::stack::{self, Around, Handle, Ports};
+use crate::stack::{self, Handle, Ports};
 use crate::state_dir::{Loaded, StateDir, Unusable};
 use crate::{disk, dns, metrics, underlay, wg};
 
@@ -212,7 +212,8 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
     let (reports, control) = mpsc::channel(QUEUE);
     let (teller, told) = mpsc::channel(QUEUE);
     let (desired, plans) = watch::channel(None);
-    let (around, surroundings) = watch::channel(Around::default());
+    let (around, surroundings) = watch::channel(());
+    let (links, link_changes) = watch::channel(());
     let (memories, memory_inbox) = watch::channel::<Memory>(memory.clone());
     let listen_port = match config.listen_port {
         0 => identity.listen_port,
@@ -235,6 +236,7 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
         listen_port,
         teller.clone(),
         around,
+        links,
         stop.clone(),
     ));
     if let Some(path) = config.flow_log.clone() {
@@ -244,6 +246,7 @@ async fn healthy(parts: Parts, loaded: Loaded, stop: CancellationToken, tasks: T
     let ports = Ports {
         plans,
         around: surroundings,
+        links: link_changes,
         told: teller,
         handle,
         flow_log,

@@ -22,7 +22,8 @@ mod monitor;
 mod route;
 mod rule;
 
-pub use monitor::{Monitor, monitor};
+pub use link::others;
+pub use monitor::{Links, Monitor, links, monitor};
 
 use route::Way;
 

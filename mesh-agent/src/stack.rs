@@ -5,7 +5,6 @@
 //! does an interface carry packets that nobody judges. A killed agent leaves a kernel device with
 //! its programs pinned, and its successor adopts both. Only `mesh down` takes the device away.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,14 +58,6 @@ pub struct Settings {
     pub dns: Option<dns::Options>,
 }
 
-/// What is around the mesh's interface. Changes whenever the kernel reports any change.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Around {
-    pub serial: u64,
-    /// Names of all other interfaces, loopback left out.
-    pub interfaces: BTreeSet<String>,
-}
-
 /// Whether the device may be up. Closed while its filter is not where it should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Door {
@@ -85,7 +76,10 @@ pub struct Handle {
 #[derive(Debug)]
 pub struct Ports {
     pub plans: Plans,
-    pub around: watch::Receiver<Around>,
+    /// Changes a little after anything did in links, addresses, routes or rules.
+    pub around: watch::Receiver<()>,
+    /// Changes with any link, at once.
+    pub links: watch::Receiver<()>,
     pub told: mpsc::Sender<Told>,
     pub handle: watch::Sender<Option<Handle>>,
     pub flow_log: FlowLog,
@@ -246,9 +240,9 @@ fn spawn(
         told: ports.told.clone(),
     };
     let (ended, endings) = mpsc::channel(1);
-    let around = ports.around.clone();
+    let links = ports.links.clone();
     let told = ports.told.clone();
-    let filter = actuate::Filter::new(handle.enforcer.clone(), around, interface, ended, told);
+    let filter = actuate::Filter::new(handle.enforcer.clone(), links, interface, ended, told);
     let first = actuate(filter, control(Actuator::Dataplane), Some(loaded));
     tasks.spawn(first.instrument(tracing::info_span!("dataplane")));
 

@@ -1,7 +1,8 @@
 //! What is around the mesh: where this node may be reached, and what changed there.
 //!
 //! The kernel says only that something changed; what holds now is looked up again. Changes come in
-//! flocks (a dozen for one address), which the monitor gathers.
+//! flocks (a dozen for one address), which the monitor gathers. Only those of links are passed on at
+//! once as well: guards cannot wait for the end of a flock.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::eventloop::Told;
 use crate::net::{self, Net};
-use crate::stack::{Around, index_of};
+use crate::stack::index_of;
 use crate::wg::Interface;
 
 /// Looks again after this long in any case: a monitor may lose messages under load.
@@ -28,10 +29,11 @@ pub async fn run(
     interface: String,
     listen_port: u16,
     told: mpsc::Sender<Told>,
-    around: watch::Sender<Around>,
+    around: watch::Sender<()>,
+    links: watch::Sender<()>,
     stop: CancellationToken,
 ) {
-    let watched = async {
+    let everything = async {
         loop {
             if let Err(error) = watch(&interface, listen_port, &told, &around).await {
                 tracing::warn!(error = format!("{error:#}"), "watch the underlay");
@@ -39,14 +41,33 @@ pub async fn run(
             tokio::time::sleep(RETRY).await;
         }
     };
+    let links = async {
+        loop {
+            if let Err(error) = watch_links(&links).await {
+                tracing::warn!(error = format!("{error:#}"), "watch the links");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let watched = async { tokio::join!(everything, links) };
     stop.run_until_cancelled(watched).await;
+}
+
+async fn watch_links(links: &watch::Sender<()>) -> anyhow::Result<()> {
+    let mut changes = net::links()?;
+    loop {
+        links.send_replace(());
+        if let Ok(changed) = tokio::time::timeout(TICK, changes.changed()).await {
+            changed?;
+        }
+    }
 }
 
 async fn watch(
     interface: &str,
     listen_port: u16,
     told: &mpsc::Sender<Told>,
-    around: &watch::Sender<Around>,
+    around: &watch::Sender<()>,
 ) -> anyhow::Result<()> {
     let net = Net::new().await?;
     let mut monitor = net::monitor()?;
@@ -78,24 +99,9 @@ async fn watch(
                 return Ok(());
             }
         }
-        let interfaces = others(interface)?;
-        around.send_modify(|around| {
-            around.serial = around.serial.wrapping_add(1);
-            around.interfaces = interfaces;
-        });
+        around.send_replace(());
         if let Ok(changed) = tokio::time::timeout(TICK, monitor.changed()).await {
             changed?;
         }
     }
-}
-
-/// Names of the interfaces that are neither the mesh's nor loopback.
-fn others(interface: &str) -> anyhow::Result<BTreeSet<String>> {
-    // The process's own network namespace, whatever is mounted on /sys.
-    let table = std::fs::read_to_string("/proc/self/net/dev").context("list the interfaces")?;
-    let others = table
-        .lines()
-        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
-        .filter(|name| name != interface && name != "lo");
-    Ok(others.collect())
 }

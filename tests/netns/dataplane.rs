@@ -11,6 +11,7 @@
 mod field;
 mod foreign;
 mod forward;
+mod guard;
 mod life;
 mod revoke;
 mod see;

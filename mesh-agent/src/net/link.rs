@@ -1,6 +1,6 @@
 //! Links: up, down, MTU, and which of them belong to the underlay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
@@ -102,6 +102,17 @@ pub(super) async fn underlay(handle: &Handle, mesh: u32) -> anyhow::Result<BTree
         }
     }
     Ok(underlay)
+}
+
+/// Names of the interfaces that are neither the mesh's nor loopback.
+pub fn others(mesh: &str) -> anyhow::Result<BTreeSet<String>> {
+    // The process's own network namespace, whatever is mounted on /sys.
+    let table = std::fs::read_to_string("/proc/self/net/dev").context("list the interfaces")?;
+    let others = table
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+        .filter(|name| name != mesh && name != "lo");
+    Ok(others.collect())
 }
 
 fn is_container_bridge(name: &str) -> bool {

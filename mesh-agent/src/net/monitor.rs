@@ -1,4 +1,4 @@
-//! "Something changed": netlink's multicast groups, debounced.
+//! "Something changed": netlink's multicast groups, debounced where looking again costs something.
 //!
 //! What changed is not looked at. Whoever listens observes again and compares, so a notification
 //! that the kernel dropped for want of room (ENOBUFS) is as good as any other.
@@ -35,26 +35,34 @@ const GROUPS: [MulticastGroup; 7] = [
 /// A stream of "something changed" in links, addresses, routes or rules.
 #[derive(Debug)]
 pub struct Monitor {
-    socket: AsyncFd<OwnedFd>,
+    groups: Groups,
     /// When to report, and until when at most.
     due: Option<(Instant, Instant)>,
 }
 
 /// Starts to listen; changes from now on are reported.
 pub fn monitor() -> anyhow::Result<Monitor> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    // Protocol 0 of this family is NETLINK_ROUTE.
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
-        .context("open a route netlink socket")?;
-    let groups = GROUPS
-        .iter()
-        .fold(0, |set, group| set | 1 << (*group as u32 - 1));
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))
-        .context("listen to route netlink")?;
     Ok(Monitor {
-        socket: sys::watch(socket)?,
+        groups: Groups::join(&GROUPS)?,
         due: None,
     })
+}
+
+/// A stream of "something changed" in links alone, told at once: a new interface is open to its
+/// neighbours until it is guarded.
+#[derive(Debug)]
+pub struct Links(Groups);
+
+/// Starts to listen; changes from now on are reported.
+pub fn links() -> anyhow::Result<Links> {
+    Ok(Links(Groups::join(&[MulticastGroup::Link])?))
+}
+
+impl Links {
+    /// Waits for the next change. Cancel-safe.
+    pub async fn changed(&mut self) -> anyhow::Result<()> {
+        self.0.heard().await
+    }
 }
 
 impl Monitor {
@@ -62,11 +70,15 @@ impl Monitor {
     pub async fn changed(&mut self) -> anyhow::Result<()> {
         loop {
             let Some((due, _)) = self.due else {
-                self.drain().await?;
+                self.groups.heard().await?;
+                self.postpone();
                 continue;
             };
-            match timeout_at(due, self.drain()).await {
-                Ok(drained) => drained?,
+            match timeout_at(due, self.groups.heard()).await {
+                Ok(heard) => {
+                    heard?;
+                    self.postpone();
+                }
                 Err(_) => {
                     self.due = None;
                     return Ok(());
@@ -75,28 +87,57 @@ impl Monitor {
         }
     }
 
-    /// Waits until the socket has something, throws it away and moves the time to report.
-    async fn drain(&mut self) -> anyhow::Result<()> {
-        let mut ready = self.socket.readable().await?;
-        let mut seen = false;
-        let mut buffer = [0_u8; 8192];
+    /// Moves the time to report.
+    fn postpone(&mut self) {
+        let now = Instant::now();
+        let latest = self.due.map_or(now + PATIENCE, |(_, latest)| latest);
+        self.due = Some(((now + QUIET).min(latest), latest));
+    }
+}
+
+/// Multicast groups that we are in.
+#[derive(Debug)]
+struct Groups(AsyncFd<OwnedFd>);
+
+impl Groups {
+    fn join(groups: &[MulticastGroup]) -> anyhow::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // Protocol 0 of this family is NETLINK_ROUTE.
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
+            .context("open a route netlink socket")?;
+        let set = groups
+            .iter()
+            .fold(0, |set, group| set | 1 << (*group as u32 - 1));
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, set))
+            .context("listen to route netlink")?;
+        Ok(Self(sys::watch(socket)?))
+    }
+
+    /// Waits for notifications and throws away all that are there. Cancel-safe: nothing is awaited
+    /// after the first was read.
+    async fn heard(&self) -> anyhow::Result<()> {
         loop {
-            match rustix::net::recv(self.socket.get_ref(), &mut buffer, RecvFlags::DONTWAIT) {
-                Ok(_) => seen = true,
-                Err(rustix::io::Errno::NOBUFS) => seen = true,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => break,
-                Err(error) => {
-                    return Err(io::Error::from(error)).context("read route netlink");
-                }
+            let mut ready = self.0.readable().await?;
+            let seen = drain(self.0.get_ref())?;
+            ready.clear_ready();
+            if seen {
+                return Ok(());
             }
         }
-        ready.clear_ready();
-        if seen {
-            let now = Instant::now();
-            let latest = self.due.map_or(now + PATIENCE, |(_, latest)| latest);
-            self.due = Some(((now + QUIET).min(latest), latest));
+    }
+}
+
+/// Whether there was anything.
+fn drain(socket: &OwnedFd) -> anyhow::Result<bool> {
+    let mut seen = false;
+    let mut buffer = [0_u8; 8192];
+    loop {
+        match rustix::net::recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok(_) => seen = true,
+            Err(rustix::io::Errno::NOBUFS) => seen = true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(seen),
+            Err(error) => return Err(io::Error::from(error)).context("read route netlink"),
         }
-        Ok(())
     }
 }

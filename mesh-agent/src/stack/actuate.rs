@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::log_flows::Ended;
-use super::{Around, Door, Enforcer, Plans};
+use super::{Door, Enforcer, Plans};
 use crate::brief;
 use crate::dns;
 use crate::eventloop::Told;
@@ -105,7 +105,7 @@ pub(super) async fn after(mut ready: watch::Receiver<bool>, task: impl Future<Ou
 
 pub(super) struct Filter {
     enforcer: Arc<Enforcer>,
-    around: watch::Receiver<Around>,
+    links: watch::Receiver<()>,
     interface: String,
     loaded: Option<Tables>,
     /// Whom to tell of flows that a change has ended.
@@ -119,14 +119,14 @@ pub(super) struct Filter {
 impl Filter {
     pub(super) fn new(
         enforcer: Arc<Enforcer>,
-        around: watch::Receiver<Around>,
+        links: watch::Receiver<()>,
         interface: &Interface,
         ended: mpsc::Sender<Ended>,
         told: mpsc::Sender<Told>,
     ) -> Self {
         Self {
             enforcer,
-            around,
+            links,
             interface: interface.name.clone(),
             loaded: None,
             ended,
@@ -156,17 +156,15 @@ impl Filter {
 
     /// Guards the interfaces that are there now.
     fn guard(&mut self) -> anyhow::Result<()> {
-        let around = self.around.borrow_and_update().clone();
-        let others = around.interfaces.iter().map(String::as_str);
-        self.enforcer
-            .guard(others.filter(|name| *name != self.interface))
+        self.links.mark_unchanged();
+        self.enforcer.guard(&self.interface)
     }
 
     /// Returns when interfaces have changed. Sweeps when it is time, however often that is.
     async fn sweep_until_changed(&mut self) {
         loop {
             tokio::select! {
-                changed = self.around.changed() => match changed {
+                changed = self.links.changed() => match changed {
                     Ok(()) => return,
                     Err(_) => std::future::pending().await,
                 },
@@ -207,8 +205,15 @@ impl Actuate for Filter {
         loaded.and(guarded)
     }
 
+    /// New interfaces are guarded here, for the whole way through a plan that already stands is
+    /// longer; it is taken when that fails, and then it is told.
     async fn disturbed(&mut self) {
-        self.sweep_until_changed().await;
+        loop {
+            self.sweep_until_changed().await;
+            if self.guard().is_err() {
+                return;
+            }
+        }
     }
 
     /// Flows are over and interfaces appear whatever became of the policy, which waits for its turn.
@@ -246,7 +251,7 @@ impl Actuate for Peers {
 pub(super) struct Place {
     net: Arc<Net>,
     interface: Interface,
-    around: watch::Receiver<Around>,
+    around: watch::Receiver<()>,
     door: watch::Receiver<Door>,
 }
 
@@ -254,7 +259,7 @@ impl Place {
     pub(super) fn new(
         net: Arc<Net>,
         interface: Interface,
-        around: watch::Receiver<Around>,
+        around: watch::Receiver<()>,
         door: watch::Receiver<Door>,
     ) -> Self {
         Self {

@@ -23,7 +23,7 @@ use super::{Settings, index_of, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
 use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Usage};
-use crate::net::Net;
+use crate::net::{self, Net};
 use crate::wg::{self, Backend, Choice, Judgement};
 
 /// Where flows come from that are only asked about: the service of discarding, which no client has.
@@ -59,14 +59,16 @@ impl Enforcer {
         }
     }
 
-    /// Keeps the node's mesh addresses from being reached through these interfaces.
-    pub(super) fn guard<'a>(
-        &self,
-        interfaces: impl IntoIterator<Item = &'a str>,
-    ) -> anyhow::Result<()> {
+    /// Keeps the node's mesh addresses from being reached through any interface but `mesh`.
+    pub(super) fn guard(&self, mesh: &str) -> anyhow::Result<()> {
         match self {
-            Self::Programs(programs) => block_in_place(|| locked(programs).guard(interfaces))
-                .context("guard the other interfaces"),
+            Self::Programs(programs) => block_in_place(|| {
+                let mut programs = locked(programs);
+                // Listed behind the lock: whoever waited for it knows what came meanwhile.
+                let others = net::others(mesh)?;
+                let others = others.iter().map(String::as_str);
+                programs.guard(others).context("guard the other interfaces")
+            }),
             Self::InProcess(_) => Ok(()),
         }
     }

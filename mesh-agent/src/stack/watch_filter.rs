@@ -12,7 +12,7 @@ use mesh_core::dataplane::vigil::{Standing, Step, Vigil};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::{mpsc, watch};
 
-use super::{Around, Door, Enforcer, index_of};
+use super::{Door, Enforcer, index_of};
 use crate::brief;
 use crate::eventloop::Told;
 use crate::net::Net;
@@ -28,7 +28,7 @@ pub(super) async fn run(
     enforcer: Arc<Enforcer>,
     net: Arc<Net>,
     interface: Interface,
-    mut around: watch::Receiver<Around>,
+    mut around: watch::Receiver<()>,
     told: mpsc::Sender<Told>,
     door: watch::Sender<Door>,
     found: Option<Standing>,

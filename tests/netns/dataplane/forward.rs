@@ -63,8 +63,8 @@ fn rules(operator: IpAddr) -> String {
     )
 }
 
-/// Work in the container's network.
-fn in_container<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
+/// Work in the network of the host's container `box`.
+pub(super) fn in_container<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
     let box_ = File::open(host.path("/run/netns/box")).unwrap();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
