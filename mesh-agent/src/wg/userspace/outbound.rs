@@ -13,8 +13,8 @@ use super::offload::{Header, split};
 use super::socket::{MAX_MESSAGE, Outbox};
 use super::table::Table;
 use super::{Shared, Waker};
-use crate::wg::Judgement;
 use crate::wg::tun::HEADER_LEN;
+use crate::wg::{Filter, Judgement};
 
 /// Inner packets are padded to a multiple of this, so that lengths tell less (WireGuard paper,
 /// section 5.4.6). boringtun leaves it to the caller.
@@ -61,14 +61,9 @@ pub(super) fn run(shared: &Shared) {
 
 /// Sends the packet in the first `len` bytes of `packet`, behind which there is room for padding.
 fn forward(shared: &Shared, table: &Table, packet: &mut [u8], len: usize, outbox: &mut Outbox) {
-    let Some(destination) = destination(&packet[..len]) else {
+    let Some(destination) = admit(shared.filter.as_ref(), &mut packet[..len]) else {
         return;
     };
-    if let Some(filter) = &shared.filter
-        && filter.judge(Direction::Egress, &mut packet[..len]) == Judgement::Drop
-    {
-        return;
-    }
     let Some(peer) = table.allowed.longest_match(destination) else {
         trace!("no peer for this destination");
         return;
@@ -81,6 +76,16 @@ fn forward(shared: &Shared, table: &Table, packet: &mut [u8], len: usize, outbox
     }
 }
 
+/// Where a packet goes, if it may go. The filter sees also what names no destination: it counts that.
+fn admit(filter: Option<&Filter>, packet: &mut [u8]) -> Option<IpAddr> {
+    if let Some(filter) = filter
+        && filter.judge(Direction::Egress, packet) == Judgement::Drop
+    {
+        return None;
+    }
+    destination(packet)
+}
+
 fn destination(packet: &[u8]) -> Option<IpAddr> {
     match packet.first()? >> 4 {
         4 => <[u8; 4]>::try_from(packet.get(16..20)?)
@@ -90,5 +95,36 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
             .ok()
             .map(IpAddr::from),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh_common::DropReason;
+
+    use super::*;
+    use crate::dataplane::software;
+
+    #[test]
+    fn packets_without_a_destination_are_judged_and_counted() {
+        let software = Arc::new(software::Filter::new());
+        let judge = software.clone();
+        let filter =
+            Filter::new(
+                move |direction, packet| match judge.judge(direction, packet).passes() {
+                    true => Judgement::Pass,
+                    false => Judgement::Drop,
+                },
+            );
+        let check = |mut packet: Vec<u8>, reason: DropReason| {
+            assert_eq!(admit(Some(&filter), &mut packet), None);
+            let counters = software.counters();
+            let count = counters.dropped.get(&(Direction::Egress, reason));
+            assert_eq!(count.map(|count| count.packets), Some(1), "{reason:?}");
+        };
+        check(vec![0x50; 40], DropReason::NotIp);
+        check(vec![0x45; 19], DropReason::Truncated);
     }
 }
