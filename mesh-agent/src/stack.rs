@@ -122,7 +122,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
         match raised {
             Ok(raised) => match run(&settings, raised, &mut ports, &stop).await {
                 End::Stop => return,
-                End::Lost => disown(&ports).await,
+                End::Lost => disown(&settings, &ports).await,
                 End::Down => {}
             },
             Err(error) => {
@@ -145,14 +145,21 @@ fn is_left(interface: &str, pin_dir: &Path) -> bool {
 }
 
 /// What was applied is applied no more.
-async fn disown(ports: &Ports) {
+async fn disown(settings: &Settings, ports: &Ports) {
     let plan = ports.plans.borrow().clone();
     let Some(plan) = plan else { return };
-    for actuator in Actuator::ALL {
+    for actuator in at_work(settings.dns.as_ref()) {
         let lost = Err("the interface was removed".to_owned());
         let told = Told::Actuator(actuator, plan.revision, lost);
         let _ = ports.told.send(told).await;
     }
+}
+
+/// The actuators that [`spawn`] starts. Of another nobody would ever report that it is well again.
+fn at_work(dns: Option<&dns::Options>) -> impl Iterator<Item = Actuator> {
+    Actuator::ALL
+        .into_iter()
+        .filter(move |which| *which != Actuator::Dns || dns.is_some())
 }
 
 fn not_ready(error: &anyhow::Error) -> Condition {
@@ -372,7 +379,25 @@ fn open_options(settings: &Settings, filter: Option<wg::Filter>) -> wg::OpenOpti
 
 #[cfg(test)]
 mod tests {
-    use super::is_left;
+    use mesh_core::agent::Actuator;
+
+    use super::{at_work, dns, is_left};
+
+    #[test]
+    fn without_magic_dns_nobody_is_to_fail_at_names() {
+        let without = [Actuator::WireGuard, Actuator::Routes, Actuator::Dataplane];
+        assert_eq!(at_work(None).collect::<Vec<_>>(), without);
+        let options = dns::Options {
+            interface: "mesh0".to_owned(),
+            port: 53,
+            helper: None,
+            upstreams: None,
+        };
+        assert_eq!(
+            at_work(Some(&options)).collect::<Vec<_>>(),
+            Actuator::ALL.to_vec()
+        );
+    }
 
     #[test]
     fn a_device_is_left_where_both_it_and_its_pins_are() {
