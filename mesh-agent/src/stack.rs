@@ -7,11 +7,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mesh_core::agent::Actuator;
-use mesh_core::dataplane::vigil::Standing;
+use mesh_core::dataplane::vigil::Vigil;
 use mesh_core::desired::{Desired, MTU};
 use mesh_core::health::{Condition, Severity};
 use mesh_core::routes;
@@ -101,6 +101,8 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
     let mut is_first = true;
     let mut planned = false;
     let mut left = is_left(&settings.interface, &settings.pin_dir);
+    // Of one device after the other: what it has seen is told for longer than a device may last.
+    let vigil = watch::Sender::new(Vigil::new(None, Instant::now()));
     loop {
         let wanted = ports.plans.borrow_and_update().is_some();
         if !wanted && !std::mem::take(&mut left) {
@@ -120,7 +122,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
         let told = Told::Condition("InterfaceNotReady", failure);
         let _ = ports.told.send(told).await;
         match raised {
-            Ok(raised) => match run(&settings, raised, &mut ports, &stop).await {
+            Ok(raised) => match run(&settings, raised, &vigil, &mut ports, &stop).await {
                 End::Stop => return,
                 End::Lost => disown(&settings, &ports).await,
                 End::Down => {}
@@ -174,6 +176,7 @@ fn not_ready(error: &anyhow::Error) -> Condition {
 async fn run(
     settings: &Settings,
     raised: Raised,
+    vigil: &watch::Sender<Vigil>,
     ports: &mut Ports,
     stop: &CancellationToken,
 ) -> End {
@@ -186,6 +189,7 @@ async fn run(
     for (name, condition) in conditions {
         let _ = ports.told.send(Told::Condition(name, condition)).await;
     }
+    vigil.send_modify(|vigil| *vigil = vigil.next(found, Instant::now()));
     let interface = backend.interface();
     let handle = Handle {
         backend: Arc::new(backend),
@@ -195,7 +199,7 @@ async fn run(
     let end = match Net::new().await {
         Ok(net) => {
             let net = Arc::new(net);
-            let mut tasks = spawn(settings, &handle, &net, &interface, ports, found);
+            let mut tasks = spawn(settings, &handle, &net, &interface, ports, vigil);
             let end = watch_over(&interface, ports, stop).await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
@@ -237,7 +241,7 @@ fn spawn(
     net: &Arc<Net>,
     interface: &Interface,
     ports: &Ports,
-    found: Option<Standing>,
+    vigil: &watch::Sender<Vigil>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (loaded, loading) = watch::channel(false);
@@ -265,7 +269,7 @@ fn spawn(
         ports.around.clone(),
         ports.told.clone(),
         door,
-        found,
+        vigil.clone(),
     );
     tasks.spawn(watch.instrument(tracing::info_span!("dataplane")));
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::dataplane::vigil::{Standing, Step, Vigil};
+use mesh_core::dataplane::vigil::{Step, Vigil};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::{mpsc, watch};
 
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// While something has to be put right.
 const SOON: Duration = Duration::from_millis(100);
 
-/// Runs until it is dropped. `found`: where an earlier agent's programs were.
+/// Runs until it is dropped; `vigil` is for the next device then.
 pub(super) async fn run(
     enforcer: Arc<Enforcer>,
     net: Arc<Net>,
@@ -31,9 +31,8 @@ pub(super) async fn run(
     mut around: watch::Receiver<()>,
     told: mpsc::Sender<Told>,
     door: watch::Sender<Door>,
-    found: Option<Standing>,
+    vigil: watch::Sender<Vigil>,
 ) {
-    let mut vigil = Vigil::new(found, Instant::now());
     let mut conditions = Conditions {
         told,
         stand: BTreeMap::new(),
@@ -45,11 +44,14 @@ pub(super) async fn run(
             () = tokio::time::sleep(pause) => {}
             changed = around.changed() => if changed.is_err() { return },
         }
-        // Without the interface nothing passes, and others notice.
+        let standing = enforcer.standing();
+        // Without the interface nothing passes, and others notice. Asked last: an interface that goes
+        // meanwhile takes the programs with it, which nobody is to be told of for an hour.
         if index_of(&interface.name) != Some(interface.index) {
             continue;
         }
-        let step = vigil.handle_standing(enforcer.standing(), Instant::now());
+        let mut step = Step::Nothing;
+        vigil.send_modify(|vigil| step = vigil.handle_standing(standing, Instant::now()));
         pause = if step == Step::Nothing { LOOK } else { SOON };
         let mut failure = None;
         match step {
@@ -57,7 +59,7 @@ pub(super) async fn run(
             Step::Close => {
                 door.send_replace(Door::Closed);
                 match net.close(&interface).await {
-                    Ok(()) => vigil.handle_closed(Instant::now()),
+                    Ok(()) => vigil.send_modify(|vigil| vigil.handle_closed(Instant::now())),
                     Err(error) => failure = Some(brief(&error)),
                 }
             }
@@ -74,7 +76,8 @@ pub(super) async fn run(
             }
         }
         failing = failure;
-        for (name, condition) in vigil.conditions(&interface.name, Instant::now()) {
+        let told = vigil.borrow().conditions(&interface.name, Instant::now());
+        for (name, condition) in told {
             conditions.set(name, condition).await;
         }
         conditions

@@ -67,7 +67,8 @@ enum State {
 #[derive(Debug)]
 pub struct Vigil {
     state: State,
-    /// The last time that it was open to all: why, for how long, and when it was over.
+    /// The last time that it, or a device before it, was open to all: why, for how long, and when it was
+    /// over.
     past: Option<(Fault, Exposed, Instant)>,
 }
 
@@ -92,6 +93,24 @@ impl Vigil {
         }
     }
 
+    /// The vigil over the device that is made after this one, like [`Self::new`]: people are told of what
+    /// happened, whatever became of the device on which it did.
+    pub fn next(&self, found: Option<Standing>, now: Instant) -> Self {
+        let past = match self.state {
+            State::Open { .. } => self.past,
+            State::Closing { seen, fault } => {
+                let exposed = seen.map(|seen| now.saturating_duration_since(seen));
+                Some((fault, exposed, now))
+            }
+            State::Closed { fault, exposed } => Some((fault, exposed, now)),
+        };
+        let next = Self::new(found, now);
+        Self {
+            past: next.past.or(past),
+            ..next
+        }
+    }
+
     /// What the kernel said; `None` if it could not be asked.
     pub fn handle_standing(&mut self, standing: Option<Standing>, now: Instant) -> Step {
         match (self.state, standing) {
@@ -110,6 +129,10 @@ impl Vigil {
                     Some(Standing::First | Standing::Behind) => Fault::Behind,
                     None => Fault::Blind,
                 };
+                // What this agent found and still finds is not over yet.
+                if seen.is_none() {
+                    self.past = None;
+                }
                 self.state = State::Closing { seen, fault };
                 Step::Close
             }
@@ -158,6 +181,14 @@ impl Vigil {
                 ),
             )),
         };
+        let after = match stands {
+            None => {
+                "the filter is in its place again; find out which program or person put something there"
+            }
+            Some(_) => {
+                "that was over before what stands now; find out which program or person put something there"
+            }
+        };
         let stands = stands.map(|(fault, text)| Condition {
             severity: Severity::Error,
             text: format!("{} on {interface}: {text}", fault.text()),
@@ -173,7 +204,7 @@ impl Vigil {
                     fault.text(),
                     until_now(exposed)
                 ),
-                next_step: "the filter is in its place again; find out which program or person put something there",
+                next_step: after,
             });
         [(BYPASSED, stands), (WAS_BYPASSED, past)]
     }
@@ -285,16 +316,71 @@ mod tests {
         );
         vigil.handle_closed(start);
         let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged since some time before this agent started";
-        let told = texts(&vigil, start);
-        assert_eq!(told[0], (BYPASSED, text.to_owned()));
-        assert_eq!(told[1].0, WAS_BYPASSED);
+        assert_eq!(texts(&vigil, start), [(BYPASSED, text.to_owned())]);
+        let first = Some(Standing::First);
+        assert_eq!(vigil.handle_standing(first, start + TICK), Step::Open);
+        let names = texts(&vigil, start + TICK);
+        assert_eq!(names[0].0, WAS_BYPASSED);
 
         let mut vigil = Vigil::new(Some(Standing::Gone), start);
-        let first = Some(Standing::First);
         assert_eq!(vigil.handle_standing(first, start + TICK), Step::Nothing);
         let text = "the filter's programs were taken off on mesh0, within the last hour: packets may have passed unjudged since some time before this agent started";
         assert_eq!(texts(&vigil, start), [(WAS_BYPASSED, text.to_owned())]);
         assert_eq!(texts(&Vigil::new(first, start), start), []);
+    }
+
+    #[test]
+    fn of_two_times_within_the_hour_the_first_is_not_said_to_have_ended_well() {
+        let start = start();
+        let mut vigil = bypassed_once(start);
+        let next_steps = |vigil: &Vigil| {
+            vigil
+                .conditions("mesh0", start)
+                .map(|(_, condition)| condition.map(|condition| condition.next_step))
+        };
+        let [None, Some(past)] = next_steps(&vigil) else {
+            panic!("only the past is told");
+        };
+        assert!(past.contains("in its place again"), "{past}");
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::Behind), start),
+            Step::Close
+        );
+        let [Some(_), Some(past)] = next_steps(&vigil) else {
+            panic!("both are told");
+        };
+        assert!(!past.contains("in its place again"), "{past}");
+    }
+
+    #[test]
+    fn what_happened_on_one_device_is_told_on_the_next() {
+        let start = start();
+        let vigil = bypassed_once(start);
+        let told = texts(&vigil, start);
+        let mut next = vigil.next(None, start + TICK);
+        assert_eq!(texts(&next, start + TICK), told);
+        assert_eq!(texts(&next, start + REMEMBERED), []);
+
+        // The device is taken away while it is closed.
+        let at = start + TICK * 2;
+        assert_eq!(next.handle_standing(Some(Standing::Gone), at), Step::Close);
+        for is_closed in [false, true] {
+            if is_closed {
+                next.handle_closed(at);
+            }
+            let text = "the filter's programs were taken off on mesh0, within the last hour: packets may have passed unjudged for at most 500.0ms";
+            let last = next.next(None, at);
+            assert_eq!(texts(&last, at), [(WAS_BYPASSED, text.to_owned())]);
+        }
+    }
+
+    /// A foreign program stood before the filter and is gone.
+    fn bypassed_once(start: Instant) -> Vigil {
+        let mut vigil = Vigil::new(None, start);
+        vigil.handle_standing(Some(Standing::Behind), start);
+        vigil.handle_closed(start);
+        vigil.handle_standing(Some(Standing::First), start);
+        vigil
     }
 
     #[test]

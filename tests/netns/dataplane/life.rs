@@ -183,6 +183,13 @@ fn a_foreign_program_before_ours_closes_the_device_within_a_second() {
     );
     assert!(field.condition("FilterBypassed").is_none());
     assert_eq!(field.trespassed(), before);
+
+    // A new device does not make it forgotten.
+    let host = &field.node().host;
+    host.run("ip", &["link", "del", "mesh0"]).unwrap();
+    field.wait_for_traffic();
+    std::thread::sleep(scaled(NOTICED));
+    assert_eq!(field.condition("FilterWasBypassed"), Some(told));
 }
 
 fn is_up(node: &Node) -> bool {
