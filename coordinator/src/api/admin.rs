@@ -66,13 +66,15 @@ impl Admin {
                  copy; restore it with `mesh-coordinator db restore` so that nodes follow it"
             ));
         }
-        if self.world.current().policy.is_none() {
+        let current = self.world.current();
+        if current.policy.is_none() {
             problems.push(
                 "no policy is set: every node may reach every other; set one with \
                  `mesh-coordinator policy set FILE`"
                     .to_owned(),
             );
         }
+        problems.extend(current.document.open().map(str::to_owned));
         if self.clock.jumped() {
             problems.push(
                 "the wall clock was moved by more than a minute since the start; restart to \

@@ -398,6 +398,26 @@ async fn what_has_no_effect_is_named_and_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_empty_policy_is_said_to_open_the_mesh() {
+    let c = Coordinator::start().await;
+    let open = "the policy has no \"acls\" and no \"grants\": every node may reach every other";
+    let empty = write(&c, "empty.hujson", "// to be written\n");
+    for arguments in [
+        &["policy", "check", &empty][..],
+        &["policy", "check", "--offline", &empty],
+        &["policy", "set", &empty],
+        &["status"],
+    ] {
+        let told = ok(&c, arguments);
+        assert_eq!(told.matches(open).count(), 1, "{arguments:?}: {told}");
+    }
+    let closed = write(&c, "closed.hujson", "{\"acls\": []}");
+    ok(&c, &["policy", "set", &closed]);
+    let status = ok(&c, &["status"]);
+    assert!(!status.contains("every node"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_a_node_has_no_room_for_is_refused_before_any_node_is_told() {
     let c = Coordinator::start().await;
     let mut sessions = Vec::new();

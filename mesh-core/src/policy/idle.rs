@@ -1,11 +1,12 @@
-//! What a text says that has no effect here.
+//! What a text says that has no effect here, or more than its author may think.
 //!
 //! A policy written for another coordinator is taken as it is. What this one does not do must not be
 //! passed over in silence: an operator may rely on it. So every such part is named, with its line.
 //! Read from the text anew, since most of what is looked for here leaves no trace behind the parser.
+//! Nor must a text be silent that opens the mesh by what it leaves out, such as an empty file.
 
 use super::hujson::{self, Member, Node, Value};
-use super::problem::{Complaints, Problem};
+use super::problem::{Complaints, Problem, Span};
 use super::selector::Selector;
 use super::syntax::Document;
 
@@ -31,9 +32,26 @@ const REPORTED: [&str; 6] = [
 ];
 
 impl Document {
-    /// Each part of the text that is accepted and has no effect, in the order of the text.
+    /// What is said of a text without `acls` and `grants`, which allows everything.
+    pub fn open(&self) -> Option<&'static str> {
+        match (self.unrestricted, self.clauses.is_empty()) {
+            (false, _) => None,
+            (true, true) => Some(
+                "the policy has no \"acls\" and no \"grants\": every node may reach every other",
+            ),
+            (true, false) => Some(
+                "the policy has no \"acls\" and no \"grants\": every node may reach every other, but \
+                 for its \"denies\"",
+            ),
+        }
+    }
+
+    /// That the text is open, and each part of it that is accepted and has no effect, in its order.
     pub fn warnings(&self) -> Vec<Problem> {
         let mut complaints = Complaints::default();
+        if let Some(open) = self.open() {
+            complaints.add(Span::default(), open);
+        }
         if let Ok(Some(node)) = hujson::parse(self.text()) {
             for member in members(&node) {
                 section(member, &mut complaints);
@@ -229,6 +247,28 @@ mod tests {
     #[test]
     fn what_works_is_not_named() {
         assert!(warnings(crate::policy::EXAMPLE).is_empty());
-        assert!(warnings(r#"{"disableIPv4": false, "ssh": [], "nodeAttrs": []}"#).is_empty());
+        let off = r#"{"disableIPv4": false, "ssh": [], "nodeAttrs": [], "acls": []}"#;
+        assert!(warnings(off).is_empty());
+    }
+
+    #[test]
+    fn a_text_that_opens_the_mesh_by_its_silence_is_told_of() {
+        let open =
+            r#"1:1 the policy has no "acls" and no "grants": every node may reach every other"#;
+        for text in ["", "  // nothing yet\n", "{}", r#"{"groups": {}}"#] {
+            assert_eq!(warnings(text), [open], "{text:?}");
+        }
+        let denies = r#"{"denies": [{"src": ["*"], "dst": ["*:22"]}]}"#;
+        assert_eq!(
+            warnings(denies),
+            [format!("{open}, but for its \"denies\"")]
+        );
+        for text in [
+            r#"{"acls": []}"#,
+            r#"{"grants": []}"#,
+            crate::policy::ALLOW_ALL,
+        ] {
+            assert_eq!(warnings(text), [""; 0], "{text:?}");
+        }
     }
 }
