@@ -81,7 +81,12 @@ fn lines(answer: &v1::WhyResponse) -> Vec<String> {
         "{} > {}, {} at this node",
         answer.source, answer.destination, answer.direction
     )];
-    for (who, judgement) in [("kernel", &answer.kernel), ("policy", &answer.policy)] {
+    // The packet path is the kernel's only where it may load programs.
+    let judge = match answer.judged_by.as_str() {
+        "" | "ebpf" => "kernel",
+        judge => judge,
+    };
+    for (who, judgement) in [(judge, &answer.kernel), ("policy", &answer.policy)] {
         let judgement = judgement.clone().unwrap_or_default();
         let verdict = match judgement.allowed {
             true => "allowed".to_owned(),
@@ -91,9 +96,10 @@ fn lines(answer: &v1::WhyResponse) -> Vec<String> {
             "" => String::new(),
             place => format!("  {place} {}", judgement.summary),
         };
-        lines.push(format!("{who}  {verdict}{rule}"));
-        if !judgement.help.is_empty() && who == "kernel" {
-            lines.push(format!("        {}", judgement.help));
+        let width = judge.len();
+        lines.push(format!("{who:width$}  {verdict}{rule}"));
+        if !judgement.help.is_empty() && who == judge {
+            lines.push(format!("{:width$}  {}", "", judgement.help));
         }
     }
     if answer.differs {
@@ -121,6 +127,7 @@ fn answer_json(answer: &v1::WhyResponse) -> Value {
         "direction": answer.direction,
         "source": answer.source,
         "destination": answer.destination,
+        "judged_by": answer.judged_by,
         "kernel": judgement(&answer.kernel),
         "policy": judgement(&answer.policy),
         "differs": answer.differs,
@@ -130,6 +137,37 @@ fn answer_json(answer: &v1::WhyResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_judges_is_named() {
+        let judgement = |allowed| v1::Judgement {
+            allowed,
+            reason: "no rule".to_owned(),
+            help: "add a rule".to_owned(),
+            ..v1::Judgement::default()
+        };
+        let said = |judged_by: &str| {
+            let answer = v1::WhyResponse {
+                kernel: Some(judgement(false)),
+                policy: Some(judgement(true)),
+                judged_by: judged_by.to_owned(),
+                ..v1::WhyResponse::default()
+            };
+            lines(&answer)[1..].to_vec()
+        };
+        let kernel = [
+            "kernel  denied: no rule",
+            "        add a rule",
+            "policy  allowed",
+        ];
+        assert_eq!(said("ebpf"), kernel);
+        let in_process = [
+            "in process  denied: no rule",
+            "            add a rule",
+            "policy      allowed",
+        ];
+        assert_eq!(said("in process"), in_process);
+    }
 
     #[test]
     fn targets_are_read_as_people_write_them() {

@@ -27,11 +27,9 @@ pub(super) fn answer(
     let port = u16::try_from(request.port).map_err(out_of_range)?;
     let question = Question::new(source, destination, proto, port)
         .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
-    let direction = question.direction(&plan.dataplane).ok_or_else(|| {
-        Status::failed_precondition(
-            "this node judges only flows of which it is one end: ask on the node at either end",
-        )
-    })?;
+    let direction = question
+        .direction(&plan.dataplane)
+        .map_err(|refused| Status::failed_precondition(refused.to_string()))?;
     let kernel = handle
         .enforcer
         .why(&question, direction)
@@ -44,6 +42,7 @@ pub(super) fn answer(
         kernel: Some(judgement(&plan.netmap, &kernel)),
         policy: Some(judgement(&plan.netmap, &policy)),
         differs: kernel != policy,
+        judged_by: handle.enforcer.kind().to_owned(),
     })
 }
 

@@ -3578,6 +3578,9 @@ pub struct WhyResponse {
     /// They do not agree: the packet path does not enforce what the policy says.
     #[prost(bool, tag = "6")]
     pub differs: bool,
+    /// whose word `kernel` is: `ebpf`, `in process`
+    #[prost(string, tag = "7")]
+    pub judged_by: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Judgement {

@@ -48,6 +48,17 @@ pub enum NoFlow {
     Extension(u8),
 }
 
+/// Why a node cannot answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotJudged {
+    #[error(
+        "both ends are this node: its packets to itself never enter the mesh, and nothing filters them"
+    )]
+    Within,
+    #[error("this node judges only flows of which it is one end: ask on the node at either end")]
+    Elsewhere,
+}
+
 impl Question {
     /// What is meant: an IPv4 address may be written as IPv6, ICMP is that of the family, and what has no
     /// ports is asked of without one. `port` is, for ICMP, the message type, and any other than echo's is
@@ -80,16 +91,17 @@ impl Question {
         })
     }
 
-    /// Which way its packets go at the node of these tables; `None` if they never come there.
-    pub fn direction(&self, tables: &Tables) -> Option<Direction> {
+    /// Which way its packets go at the node of these tables.
+    pub fn direction(&self, tables: &Tables) -> Result<Direction, NotJudged> {
         let is_ours = |address| {
             let entry = tables.identity(address);
             entry.is_known() && entry.peer == 0
         };
         match (is_ours(self.source), is_ours(self.destination)) {
-            (true, false) => Some(Direction::Egress),
-            (false, true) => Some(Direction::Ingress),
-            (true, true) | (false, false) => None,
+            (true, false) => Ok(Direction::Egress),
+            (false, true) => Ok(Direction::Ingress),
+            (true, true) => Err(NotJudged::Within),
+            (false, false) => Err(NotJudged::Elsewhere),
         }
     }
 
@@ -197,6 +209,8 @@ fn identity(policy: &NodePolicy, address: IpAddr) -> Option<Identity> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_common::IdentityEntry;
+    use mesh_common::addr::Prefix;
     use mesh_common::packet::{Kind, Slice, parse};
 
     use super::*;
@@ -223,6 +237,32 @@ mod tests {
         };
         assert_eq!(refused([v4[0], v6[1]], TCP), NoFlow::Families);
         assert_eq!(refused(v6, 44), NoFlow::Extension(44));
+    }
+
+    #[test]
+    fn whoever_has_both_ends_is_not_sent_to_either() {
+        let [own, served, peer, stranger] = ["100.64.0.1", "10.0.0.1", "100.64.0.2", "192.0.2.1"];
+        let entry = |address: &str, peer| {
+            let address = address.parse::<IpAddr>().unwrap().into();
+            let identity = Identity(7);
+            let flags = 0;
+            let entry = IdentityEntry {
+                identity,
+                flags,
+                peer,
+            };
+            (Prefix { len: 128, address }, entry)
+        };
+        let tables = Tables {
+            identities: [entry(own, 0), entry(served, 0), entry(peer, 2)].into(),
+            ..Tables::default()
+        };
+        let direction = |ends| question(ends, TCP, 22).direction(&tables);
+        assert_eq!(direction([own, peer]), Ok(Direction::Egress));
+        assert_eq!(direction([stranger, served]), Ok(Direction::Ingress));
+        assert_eq!(direction([own, own]), Err(NotJudged::Within));
+        assert_eq!(direction([own, served]), Err(NotJudged::Within));
+        assert_eq!(direction([stranger, peer]), Err(NotJudged::Elsewhere));
     }
 
     #[test]

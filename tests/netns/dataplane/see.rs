@@ -72,15 +72,15 @@ fn the_flow_log_tells_of(field: &Field) {
 
 #[test]
 fn the_kernel_and_the_policy_give_the_same_answer_to_why() {
-    why_agrees_with_the_policy(&Field::new());
+    why_agrees_with_the_policy(&Field::new(), "kernel  allowed");
 }
 
 #[test]
 fn what_judges_in_process_and_the_policy_give_the_same_answer_to_why() {
-    why_agrees_with_the_policy(&Field::in_process());
+    why_agrees_with_the_policy(&Field::in_process(), "in process  allowed");
 }
 
-fn why_agrees_with_the_policy(field: &Field) {
+fn why_agrees_with_the_policy(field: &Field, judge: &str) {
     let ask = |node: &str, source: &str, destination: &str| {
         let answer = field
             .mesh
@@ -110,6 +110,14 @@ fn why_agrees_with_the_policy(field: &Field) {
     );
     // And it was only a question.
     assert!(flows(field, &["--port", "9001"]).is_empty());
+
+    let node = field.node();
+    let why = ["why", "operator", "node:22/tcp"];
+    let text = node.host.run("mesh", &why).unwrap();
+    assert!(text.contains(judge), "{text}");
+    let refused = |arguments: &[&str]| format!("{:#}", node.mesh(arguments).unwrap_err());
+    let within = refused(&["why", "node", "node:22/tcp"]);
+    assert!(within.contains("both ends are this node"), "{within}");
 }
 
 #[test]
