@@ -193,6 +193,11 @@ impl Local for Service {
         let (who, address) = look
             .resolve(&request.target, family)
             .ok_or_else(|| unknown_node(&look, &request.target))?;
+        if self.handle().is_none() {
+            return Err(Status::failed_precondition(
+                "nothing is sent: this node is down",
+            ));
+        }
         let timeout = Duration::from_millis(request.timeout_ms.into()).min(LONGEST_PING);
         let _turn = self
             .pings

@@ -118,6 +118,9 @@ fn why_agrees_with_the_policy(field: &Field, judge: &str) {
     let refused = |arguments: &[&str]| format!("{:#}", node.mesh(arguments).unwrap_err());
     let within = refused(&["why", "node", "node:22/tcp"]);
     assert!(within.contains("both ends are this node"), "{within}");
+    node.mesh(&["down"]).unwrap();
+    let down = refused(&["ping", "operator"]);
+    assert!(down.contains("this node is down"), "{down}");
 }
 
 #[test]
