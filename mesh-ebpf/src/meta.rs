@@ -5,8 +5,8 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::Direction;
 use mesh_common::maps::Config;
 
-/// What headers take at most, mostly: TCP with a few options behind IPv6. Where they take less, a last
-/// segment of as many bytes is not counted.
+/// At least what headers mostly take: TCP with timestamps behind IPv6 has 72 bytes. Too little would count
+/// a segment too many; so a last one is left out that is shorter than what they take less.
 const HEADERS: u32 = 80;
 
 #[derive(Clone, Copy)]
