@@ -14,8 +14,10 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
+use mesh_core::flow::Verdict;
 
 mod client;
 mod flows;
@@ -66,7 +68,8 @@ enum Verb {
         /// A mesh address, or a node's name
         address: String,
     },
-    /// What the packet filter passed and dropped, and why
+    /// What the packet filter passed and dropped, and why; and what each rule decided: flows that it
+    /// admitted, packets that it refused
     Counters,
     /// Who may open what, and which rule says so
     Policy {
@@ -135,15 +138,15 @@ struct Flows {
     #[arg(long, value_name = "WHO")]
     peer: Option<String>,
     /// Only flows that the rule on this line of the policy decided
-    #[arg(long, value_name = "LINE")]
+    #[arg(long, value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
     rule: Option<u32>,
-    /// Only `allowed` or `denied` flows, or those dropped for a reason that `mesh counters` names
-    #[arg(long)]
+    /// Only `allowed` or `denied` flows, or those dropped for one reason
+    #[arg(long, value_parser = PossibleValuesParser::new(Verdict::words()), hide_possible_values = true)]
     verdict: Option<String>,
     /// Only flows to this port
     #[arg(long)]
     port: Option<u16>,
-    /// Only flows of this protocol
+    /// Only flows of this protocol, by name or number; icmp stands for that of IPv6 too
     #[arg(long)]
     proto: Option<String>,
 }

@@ -1,32 +1,20 @@
 //! The flow log's way out: to a file of JSON lines, and to whoever asks `mesh flows`.
 //!
 //! Nobody who reads slowly holds anybody up: what a reader was too slow for is a number in what it
-//! reads next. The file is bounded: when it is full it becomes `FILE.1`, in the place of the one before.
+//! reads next.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_core::Direction;
 use mesh_core::flow::{Described, Query};
-use mesh_core::health::{Condition, Severity};
-use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
-
-use crate::eventloop::Told;
+use tokio::sync::broadcast;
 
 /// What a latecomer gets to see.
 const REMEMBERED: usize = 4_096;
 /// Entries that a reader may be behind.
 const BEHIND: usize = 8_192;
-/// Size of the file at which the next begins.
-const FILE_BYTES: u64 = 64 << 20;
-/// Between two attempts to open a file that could not be written.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// One line.
 #[derive(Clone, PartialEq, Debug)]
@@ -47,6 +35,13 @@ impl Entry {
         match self {
             Self::Flow(described) => query.matches(described),
             Self::Lost { .. } => true,
+        }
+    }
+
+    fn time(&self) -> Duration {
+        match self {
+            Self::Flow(flow) => flow.time,
+            Self::Lost { time, .. } => *time,
         }
     }
 
@@ -87,7 +82,7 @@ impl FlowLog {
         let _ = self.news.send(entry);
     }
 
-    /// What is remembered, oldest first, and what comes from now on.
+    /// What is remembered, in the order of its times, and what comes from now on.
     pub fn follow(&self) -> (Vec<Arc<Entry>>, broadcast::Receiver<Arc<Entry>>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         (recent.all(), self.news.subscribe())
@@ -123,109 +118,11 @@ impl Recent {
         self.next += 1;
     }
 
-    /// Oldest first.
+    /// By the times that they tell of: a walk finds later what was earlier.
     fn all(&self) -> Vec<Arc<Entry>> {
         let mut all: Vec<_> = self.by_node.values().flatten().collect();
-        all.sort_by_key(|(number, _)| *number);
+        all.sort_by_key(|(number, entry)| (entry.time(), *number));
         all.into_iter().map(|(_, entry)| entry.clone()).collect()
-    }
-}
-
-/// Writes what comes to `path`, until `stop`.
-pub(crate) async fn write(
-    path: PathBuf,
-    log: FlowLog,
-    told: mpsc::Sender<Told>,
-    stop: CancellationToken,
-) {
-    let (_, mut news) = log.follow();
-    let name = "FlowLogNotWritten";
-    let write = async {
-        loop {
-            let failed = follow(&path, &mut news, &told, name).await;
-            tracing::warn!(error = %failed, "write the flow log");
-            let condition = Some(not_written(&path, &failed));
-            let _ = told.send(Told::Condition(name, condition)).await;
-            tokio::time::sleep(RETRY).await;
-        }
-    };
-    stop.run_until_cancelled(write).await;
-}
-
-/// Returns the error that ends it.
-async fn follow(
-    path: &Path,
-    news: &mut broadcast::Receiver<Arc<Entry>>,
-    told: &mpsc::Sender<Told>,
-    name: &'static str,
-) -> io::Error {
-    let mut file = match open(path) {
-        Ok(file) => file,
-        Err(error) => return error,
-    };
-    let _ = told.send(Told::Condition(name, None)).await;
-    loop {
-        let written = match news.recv().await {
-            Ok(entry) => file.write(&entry),
-            Err(broadcast::error::RecvError::Lagged(count)) => file.write(&Entry::Lost {
-                time: since_1970(),
-                what: "this file",
-                count,
-            }),
-            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-        };
-        // What else has come meanwhile goes to the disk together.
-        let flushed = written.and_then(|()| match news.is_empty() {
-            true => file.writer.flush(),
-            false => Ok(()),
-        });
-        if let Err(error) = flushed {
-            return error;
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Lines<'a> {
-    path: &'a Path,
-    writer: BufWriter<File>,
-    bytes: u64,
-}
-
-fn open(path: &Path) -> io::Result<Lines<'_>> {
-    // Who talked to whom is nobody else's business.
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)?;
-    Ok(Lines {
-        path,
-        bytes: file.metadata()?.len(),
-        writer: BufWriter::new(file),
-    })
-}
-
-impl Lines<'_> {
-    fn write(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.bytes >= FILE_BYTES {
-            self.writer.flush()?;
-            let mut full = self.path.as_os_str().to_owned();
-            full.push(".1");
-            std::fs::rename(self.path, full)?;
-            *self = open(self.path)?;
-        }
-        let line = json(&entry.into()).to_string();
-        self.bytes += line.len() as u64 + 1;
-        writeln!(self.writer, "{line}")
-    }
-}
-
-fn not_written(path: &Path, error: &io::Error) -> Condition {
-    Condition {
-        severity: Severity::Warning,
-        text: format!("the flow log {} cannot be written: {error}", path.display()),
-        next_step: "make room, or let the agent's user write there; the agent tries again by itself",
     }
 }
 
@@ -236,8 +133,10 @@ pub(crate) fn since_1970() -> Duration {
         .unwrap_or_default()
 }
 
+mod file;
 mod wire;
 
+pub(crate) use file::write;
 pub use wire::json;
 
 #[cfg(test)]
@@ -253,20 +152,6 @@ mod tests {
             what: "denied",
             count,
         }
-    }
-
-    #[test]
-    fn a_full_file_makes_room_for_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("flows");
-        let mut lines = open(&path).unwrap();
-        lines.write(&lost(1)).unwrap();
-        lines.bytes = FILE_BYTES;
-        lines.write(&lost(2)).unwrap();
-        lines.writer.flush().unwrap();
-        let read = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
-        assert!(read("flows.1").contains("\"packets\":1"));
-        assert!(read("flows").contains("\"packets\":2"));
     }
 
     #[tokio::test]
@@ -289,6 +174,7 @@ mod tests {
             port: 0,
             identity: Identity(18),
             node: Some(node.to_owned()),
+            is_behind: false,
             tags: Vec::new(),
             user: None,
         };

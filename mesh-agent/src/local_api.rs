@@ -97,11 +97,13 @@ impl Service {
         self.handle.borrow().clone()
     }
 
+    fn raised(&self) -> Result<Handle, Status> {
+        self.handle()
+            .ok_or_else(|| Status::failed_precondition("nothing is filtered: this node is down"))
+    }
+
     fn filter(&self) -> Result<Arc<Enforcer>, Status> {
-        let handle = self.handle();
-        let handle = handle
-            .ok_or_else(|| Status::failed_precondition("nothing is filtered: this node is down"))?;
-        Ok(handle.enforcer)
+        Ok(self.raised()?.enforcer)
     }
 
     /// What the device says of its peers; empty without a device.
@@ -262,7 +264,12 @@ impl Local for Service {
         let turn = self.followers.clone().try_acquire_owned();
         let turn =
             turn.map_err(|_| Status::resource_exhausted("too many readers of the flow log"))?;
-        flows::records(&self.flow_log, request.into_inner(), turn).map(Response::new)
+        let look = self.look();
+        let domain = look.netmap.as_ref().map(|netmap| &*netmap.mesh.domain);
+        let query = flows::query(request.get_ref(), domain)?;
+        let follow = request.get_ref().follow;
+        let records = flows::records(&self.flow_log, follow, query, turn);
+        Ok(Response::new(records))
     }
 
     async fn why(
@@ -274,8 +281,9 @@ impl Local for Service {
     }
 
     async fn top(&self, _: Request<v1::TopRequest>) -> Result<Response<v1::TopResponse>, Status> {
-        let filter = self.filter()?;
-        top::response(&self.look(), &filter).map(Response::new)
+        let handle = self.raised()?;
+        let top = top::response(&self.look(), &handle).await;
+        top.map(Response::new)
     }
 
     async fn maps(

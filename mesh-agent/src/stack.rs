@@ -38,6 +38,7 @@ pub use enforcer::Enforcer;
 use actuate::{Control, actuate};
 use enforcer::Raised;
 use log_flows::Feed;
+pub use log_flows::{AskUsage, PeerUsage};
 
 /// Until a raise that failed is tried again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -70,6 +71,7 @@ enum Door {
 pub struct Handle {
     pub backend: Arc<Backend>,
     pub enforcer: Arc<Enforcer>,
+    pub usage: mpsc::Sender<AskUsage>,
 }
 
 /// What the supervisor is told, and whom it tells.
@@ -191,15 +193,17 @@ async fn run(
     }
     vigil.send_modify(|vigil| *vigil = vigil.next(found, Instant::now()));
     let interface = backend.interface();
+    let (usage, asked) = mpsc::channel(1);
     let handle = Handle {
         backend: Arc::new(backend),
         enforcer: Arc::new(enforcer),
+        usage,
     };
     ports.handle.send_replace(Some(handle.clone()));
     let end = match Net::new().await {
         Ok(net) => {
             let net = Arc::new(net);
-            let mut tasks = spawn(settings, &handle, &net, &interface, ports, vigil);
+            let mut tasks = spawn(settings, &handle, asked, &net, &interface, ports, vigil);
             let end = watch_over(&interface, ports, stop).await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
@@ -238,6 +242,7 @@ async fn run(
 fn spawn(
     settings: &Settings,
     handle: &Handle,
+    asked: mpsc::Receiver<AskUsage>,
     net: &Arc<Net>,
     interface: &Interface,
     ports: &Ports,
@@ -288,7 +293,7 @@ fn spawn(
             plans: ports.plans.clone(),
             log: ports.flow_log.clone(),
         };
-        let task = feed.run(events, endings);
+        let task = feed.run(events, endings, asked);
         tasks.spawn(task.instrument(tracing::info_span!("flow_log")));
     }
     tasks
@@ -331,7 +336,9 @@ fn takes_device_away(end: End, backend: &Backend) -> bool {
 /// Lets go of the device, or takes it away. The kernel's stays when the agent stops: its programs
 /// are pinned and go on judging.
 async fn release(handle: Handle, end: End) -> anyhow::Result<()> {
-    let Handle { backend, enforcer } = handle;
+    let Handle {
+        backend, enforcer, ..
+    } = handle;
     if end != End::Lost && !takes_device_away(end, &backend) {
         return Ok(());
     }

@@ -4,26 +4,35 @@
 //! is read besides, every few seconds: a flow that moved bytes, one that is gone without a word, and
 //! denials that were counted but not told of. Whatever was lost on the way is a number in the log, and
 //! never a record that is missing in silence.
+//!
+//! What makes it hard is that a flow has no name of its own. Its ports are used again while the table
+//! still holds it, events wait while a walk goes by, and packets follow the one that closed it: so a flow
+//! is its key and when it was opened, what tells of an older one is not heard, and an end is told a
+//! moment late, when all its packets are counted.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, flags};
-use mesh_common::{Be16, Direction, DropReason};
+use mesh_common::{Direction, DropReason};
 
 use crate::{Identity, RuleId};
 
+mod denials;
 mod describe;
+mod names;
 mod query;
 #[cfg(test)]
 mod tests;
 
 pub use describe::{Described, End};
-pub use query::Query;
+pub use names::Names;
+pub use query::{Query, Verdict, Who};
 
-/// Kinds of denials that one walk tells of for each peer, beside one for all the others.
-const DENIALS_OF_ONE_PEER: usize = 64;
+use denials::Denials;
+
+/// Nanoseconds in which the last packets of a flow come by that its ends have closed.
+const LAST_PACKETS: u64 = 1_000_000_000;
 
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -89,12 +98,22 @@ pub struct Record {
     pub bytes: [u64; 2],
 }
 
+/// What was carried between this node and another, by [`Direction`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+}
+
 /// Turns events and tables into records.
 #[derive(Debug, Default)]
 pub struct FlowLog {
     flows: BTreeMap<FlowKey, Known>,
-    /// How many packets of each kind of denial were told of.
-    denials: BTreeMap<DenyKey, u64>,
+    /// Flows whose end is to be told, and from when on: the soonest first.
+    closing: VecDeque<(u64, FlowKey)>,
+    denials: Denials,
+    /// By peer.
+    usage: BTreeMap<u32, Usage>,
     /// How many events of each kind the packet path could not tell, when last asked.
     lost: BTreeMap<EventKind, u64>,
     /// What is still to be told, oldest first.
@@ -109,12 +128,25 @@ pub struct Loss {
     pub count: u64,
 }
 
-/// What was last told of a flow.
+/// A flow of the tables.
 #[derive(Clone, Copy, Debug)]
 struct Known {
+    /// As it was last seen, with the kind that it was last told of as.
     record: Record,
-    /// The walk that saw it last.
+    /// Its bytes when it was last told of.
+    told: Option<[u64; 2]>,
+    stand: Stand,
     walk: Walk,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stand {
+    Running,
+    /// Closed by its ends, which is yet to be told.
+    Closing,
+    Closed,
+    /// Its tombstone is in the table.
+    Revoked,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,7 +159,7 @@ impl FlowLog {
     /// The packet path told of something. What is no event of this build is left out.
     pub fn handle_event(&mut self, event: &FlowEvent) {
         let Some(kind) = event.kind() else { return };
-        let mut record = Record {
+        let record = Record {
             kind: match kind {
                 EventKind::Opened => Kind::Opened,
                 EventKind::Confirmed => Kind::Confirmed,
@@ -147,55 +179,40 @@ impl FlowLog {
             packets: event.packets,
             bytes: event.bytes,
         };
-        if record.kind != Kind::Denied {
-            record.packets = self.unwrapped(&event.key, event.first, event.packets);
+        if record.kind == Kind::Denied {
+            self.denials.told(&record);
+            self.records.push_back(record);
+            return;
         }
-        match record.kind {
-            Kind::Opened | Kind::Confirmed | Kind::Active => self.know(record),
-            Kind::Closed | Kind::Idle => drop(self.flows.remove(&record.key)),
-            Kind::Revoked => {
-                record.reason = Some(DropReason::Revoked);
-                // The table holds the tombstone, of which the next walk has nothing new to say.
-                if self.is_known_revoked(&record.key) {
-                    return;
-                }
-                self.know(record);
+        let Some(known) = self.see(record) else {
+            return;
+        };
+        match (record.kind, known.stand) {
+            (Kind::Closed, Stand::Running) => self.close(record.key, record.time),
+            (Kind::Revoked, Stand::Running) => self.tell(&record.key, Kind::Revoked, record.time),
+            // Revoked and allowed again, or told late.
+            (Kind::Opened | Kind::Confirmed, Stand::Running | Stand::Revoked) => {
+                self.tell(&record.key, record.kind, record.time);
             }
-            Kind::Denied => {
-                let packets = record.packets[record.direction as usize];
-                self.denials.insert(deny_key(&record), packets);
-            }
+            _ => {}
         }
-        self.records.push_back(record);
     }
 
     /// One established flow, in a walk over all of them.
     pub fn handle_flow(&mut self, key: FlowKey, entry: &FlowEntry) {
+        let Some(known) = self.handle_look(key, entry) else {
+            return;
+        };
+        let time = entry.state.last_seen;
         let denied = entry.state.flags & flags::DENIED != 0;
-        let record = Record {
-            kind: if denied { Kind::Revoked } else { Kind::Active },
-            time: entry.state.last_seen,
-            first: entry.opened,
-            key,
-            direction: entry.state.opened(),
-            remote: entry.state.remote,
-            local: entry.state.local,
-            rule: entry.state.rule,
-            peer: entry.state.peer,
-            reason: denied.then_some(DropReason::Revoked),
-            packets: self.unwrapped(&key, entry.opened, entry.packets.map(u64::from)),
-            bytes: entry.bytes,
-        };
-        let news = match self.flows.get(&key) {
-            Some(known) if known.record.kind == Kind::Revoked => !denied,
-            Some(known) => denied || known.record.bytes != record.bytes,
-            None => true,
-        };
-        if news {
-            self.know(record);
-            self.records.push_back(record);
-        } else if let Some(known) = self.flows.get_mut(&key) {
-            known.walk = Walk::Seen;
+        match known.stand {
+            Stand::Running if denied => self.tell(&key, Kind::Revoked, time),
+            Stand::Running if entry.state.is_closing() => self.close(key, time),
+            Stand::Running if known.told != Some(known.record.bytes) => {
+                self.tell(&key, Kind::Active, time);
+            }
+            Stand::Revoked if !denied => self.tell(&key, Kind::Active, time),
+            _ => {}
         }
     }
 
@@ -207,6 +224,18 @@ impl FlowLog {
         }
     }
 
+    /// An established flow between two walks, for [`FlowLog::usage`]: nothing is told of it.
+    pub fn handle_usage(&mut self, key: FlowKey, entry: &FlowEntry) {
+        self.handle_look(key, entry);
+    }
+
+    /// As [`FlowLog::handle_usage`], for a flow that nobody has answered.
+    pub fn handle_half_open_usage(&mut self, key: FlowKey, entry: &FlowEntry) {
+        if self.flows.contains_key(&key) {
+            self.handle_look(key, entry);
+        }
+    }
+
     /// A change of the policy has ended a flow, just now. `now` is of the packet path's clock.
     pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, now: u64) {
         let mut entry = *entry;
@@ -214,21 +243,36 @@ impl FlowLog {
         self.handle_flow(key, &entry);
     }
 
+    /// The next flow that its ends have closed and whose last packets have come by; then comes
+    /// [`FlowLog::handle_closed`]. `now` is of the packet path's clock.
+    pub fn poll_closed(&mut self, now: u64) -> Option<FlowKey> {
+        while let Some((_, key)) = self.closing.pop_front_if(|(due, _)| *due <= now) {
+            if self.is_closing(&key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// What the table says at last of a flow that was closed; `None` if it holds it no more.
+    pub fn handle_closed(&mut self, key: FlowKey, entry: Option<&FlowEntry>) {
+        if let Some(entry) = entry {
+            self.handle_look(key, entry);
+        }
+        if self.is_closing(&key) {
+            self.end(&key, 0);
+        }
+    }
+
     /// The walk is over: what it did not meet has ended in silence. `now` is of the packet path's
     /// clock.
     pub fn handle_walked(&mut self, now: u64) {
-        let gone = self
-            .flows
-            .extract_if(.., |_, known| known.walk == Walk::Unseen);
-        for (_, known) in gone {
-            // A revoked flow was told of as such; its tombstone's end is no news.
-            if known.record.kind != Kind::Revoked {
-                self.records.push_back(Record {
-                    kind: Kind::Idle,
-                    time: now,
-                    ..known.record
-                });
-            }
+        let unseen = |known: &Known| known.walk == Walk::Unseen;
+        let gone = self.flows.iter().filter(|(_, known)| unseen(known));
+        let gone: Vec<_> = gone.map(|(key, _)| *key).collect();
+        for key in gone {
+            self.end(&key, now);
+            self.flows.remove(&key);
         }
         for known in self.flows.values_mut() {
             known.walk = Walk::Unseen;
@@ -238,41 +282,7 @@ impl FlowLog {
     /// What the packet path counted of denials, all of it: told of where no event did. Of a peer that
     /// tries thousands of ports, the most frequent by themselves and the others as one.
     pub fn handle_denials(&mut self, counted: impl Iterator<Item = (DenyKey, DenyEntry)>) {
-        let before = std::mem::take(&mut self.denials);
-        let mut news: BTreeMap<u32, Vec<(DenyKey, DenyEntry)>> = BTreeMap::new();
-        for (key, entry) in counted {
-            self.denials.insert(key, entry.packets);
-            if before.get(&key) != Some(&entry.packets) {
-                news.entry(key.peer).or_default().push((key, entry));
-            }
-        }
-        for mut of_peer in news.into_values() {
-            of_peer.sort_by_key(|(_, entry)| Reverse(entry.packets));
-            let others = of_peer.split_off(of_peer.len().min(DENIALS_OF_ONE_PEER));
-            let mut folded: BTreeMap<DenyKey, DenyEntry> = BTreeMap::new();
-            for (key, entry) in others {
-                let same = DenyKey {
-                    port: Be16::new(0),
-                    proto: 0,
-                    ..key
-                };
-                let all = folded.entry(same).or_insert(DenyEntry {
-                    packets: 0,
-                    bytes: 0,
-                    ..entry
-                });
-                if all.rule != entry.rule {
-                    all.rule = RuleId::NONE;
-                }
-                all.packets += entry.packets;
-                all.bytes += entry.bytes;
-                all.first = all.first.min(entry.first);
-                all.last = all.last.max(entry.last);
-            }
-            let told = of_peer.into_iter().chain(folded);
-            self.records
-                .extend(told.map(|(key, entry)| counted_denial(&key, &entry)));
-        }
+        self.records.extend(self.denials.news(counted));
     }
 
     /// How many events of each kind were lost so far. What the walks find of them is told all the same.
@@ -296,79 +306,146 @@ impl FlowLog {
         self.records.pop_front()
     }
 
-    /// The packet path counts a flow's packets in words, which wrap within the hour at a million a second:
-    /// with the turns that they have made since the flow was last told of.
-    fn unwrapped(&self, key: &FlowKey, opened: u64, counted: [u64; 2]) -> [u64; 2] {
-        match self.flows.get(key) {
-            Some(known) if known.record.first == opened => {
-                let before = known.record.packets;
-                std::array::from_fn(|way| {
-                    // An event that waited tells of less than the walk that came before it.
-                    let more = (counted[way] as u32).wrapping_sub(before[way] as u32);
-                    before[way].saturating_add_signed(more.cast_signed().into())
-                })
+    /// What was carried from and to each peer since the log began, or the flow that carried it did, if
+    /// that was sooner: it does not shrink when flows end.
+    pub fn usage(&self) -> &BTreeMap<u32, Usage> {
+        &self.usage
+    }
+
+    /// Forgets what was carried from and to peers that are gone, unless their flows are still there.
+    pub fn forget_usage(&mut self, is_gone: impl Fn(u32) -> bool) {
+        let (_, with_flows) = self.mentioned();
+        self.usage
+            .retain(|peer, _| with_flows.contains(peer) || !is_gone(*peer));
+    }
+
+    /// The rules and peers that records of known flows will speak of.
+    pub fn mentioned(&self) -> (BTreeSet<RuleId>, BTreeSet<u32>) {
+        let records = || self.flows.values().map(|known| &known.record);
+        (
+            records().map(|record| record.rule).collect(),
+            records().map(|record| record.peer).collect(),
+        )
+    }
+
+    fn handle_look(&mut self, key: FlowKey, entry: &FlowEntry) -> Option<Known> {
+        let denied = entry.state.flags & flags::DENIED != 0;
+        self.see(Record {
+            kind: Kind::Active,
+            time: entry.state.last_seen,
+            first: entry.opened,
+            key,
+            direction: entry.state.opened(),
+            remote: entry.state.remote,
+            local: entry.state.local,
+            rule: entry.state.rule,
+            peer: entry.state.peer,
+            reason: denied.then_some(DropReason::Revoked),
+            packets: entry.packets.map(u64::from),
+            bytes: entry.bytes,
+        })
+    }
+
+    /// Takes in what is said of a flow; returns what is known of it then, or `None` if another has taken
+    /// its place.
+    fn see(&mut self, mut record: Record) -> Option<Known> {
+        let before = match self.flows.get(&record.key) {
+            Some(known) if known.record.first > record.first => return None,
+            Some(known) if known.record.first < record.first => {
+                self.end(&record.key, record.first);
+                None
             }
-            _ => counted,
+            known => known.copied(),
+        };
+        let mut usage = Usage {
+            packets: record.packets,
+            bytes: record.bytes,
+        };
+        let mut known = Known {
+            record,
+            told: None,
+            stand: Stand::Running,
+            walk: Walk::Seen,
+        };
+        if let Some(before) = before {
+            let (packets, bytes) = (before.record.packets, before.record.bytes);
+            record.packets = unwrapped(packets, record.packets);
+            // An event that waited tells of less than the walk that came before it.
+            record.bytes = std::array::from_fn(|way| record.bytes[way].max(bytes[way]));
+            usage.packets = std::array::from_fn(|way| record.packets[way] - packets[way]);
+            usage.bytes = std::array::from_fn(|way| record.bytes[way] - bytes[way]);
+            record.kind = before.record.kind;
+            if before.stand == Stand::Closing {
+                record.time = before.record.time;
+            }
+            known = Known {
+                record,
+                walk: Walk::Seen,
+                ..before
+            };
+        }
+        // A tombstone counts what it refuses.
+        let carried = record.reason.is_none().then_some(usage);
+        let total = self.usage.entry(record.peer).or_default();
+        for (way, usage) in carried.iter().flat_map(|usage| [(0, usage), (1, usage)]) {
+            total.packets[way] = total.packets[way].saturating_add(usage.packets[way]);
+            total.bytes[way] = total.bytes[way].saturating_add(usage.bytes[way]);
+        }
+        self.flows.insert(record.key, known);
+        Some(known)
+    }
+
+    fn tell(&mut self, key: &FlowKey, kind: Kind, time: u64) {
+        let Some(known) = self.flows.get_mut(key) else {
+            return;
+        };
+        known.stand = match kind {
+            Kind::Revoked => Stand::Revoked,
+            Kind::Closed => Stand::Closed,
+            _ => Stand::Running,
+        };
+        known.told = Some(known.record.bytes);
+        known.record.kind = kind;
+        known.record.time = time;
+        known.record.reason = (kind == Kind::Revoked).then_some(DropReason::Revoked);
+        self.records.push_back(known.record);
+    }
+
+    fn is_closing(&self, key: &FlowKey) -> bool {
+        let known = self.flows.get(key);
+        known.is_some_and(|known| known.stand == Stand::Closing)
+    }
+
+    /// The flow's ends have closed it: its last packets may be on their way.
+    fn close(&mut self, key: FlowKey, time: u64) {
+        if let Some(known) = self.flows.get_mut(&key) {
+            known.stand = Stand::Closing;
+            known.record.time = time;
+            self.closing
+                .push_back((time.saturating_add(LAST_PACKETS), key));
         }
     }
 
-    fn know(&mut self, record: Record) {
-        let walk = Walk::Seen;
-        self.flows.insert(record.key, Known { record, walk });
-    }
-
-    fn is_known_revoked(&self, key: &FlowKey) -> bool {
-        let known = self.flows.get(key);
-        known.is_some_and(|known| known.record.kind == Kind::Revoked)
-    }
-}
-
-/// Under which the packet path counts what a record of a denial tells of. Of ICMP the record does not
-/// say the type, so the table will tell of it once more.
-fn deny_key(record: &Record) -> DenyKey {
-    DenyKey {
-        remote: record.remote,
-        local: record.local,
-        peer: record.peer,
-        port: match record.direction {
-            Direction::Ingress => record.key.local_port,
-            Direction::Egress => record.key.remote_port,
-        },
-        proto: record.key.proto,
-        direction: record.direction as u8,
-        reason: record.reason.map_or(0, |reason| reason as u8),
-        pad: 0,
-        pad2: 0,
+    /// The flow is over: `now`, unless it was closed.
+    fn end(&mut self, key: &FlowKey, now: u64) {
+        let Some(known) = self.flows.get(key) else {
+            return;
+        };
+        match known.stand {
+            Stand::Running => self.tell(key, Kind::Idle, now),
+            Stand::Closing => self.tell(key, Kind::Closed, known.record.time),
+            // It was told; that the table forgets it is no news.
+            Stand::Closed | Stand::Revoked => {}
+        }
     }
 }
 
-fn counted_denial(key: &DenyKey, entry: &DenyEntry) -> Record {
-    let direction = if key.direction == Direction::Egress as u8 {
-        Direction::Egress
-    } else {
-        Direction::Ingress
-    };
-    let mut flow = FlowKey::NONE;
-    flow.proto = key.proto;
-    match direction {
-        Direction::Ingress => flow.local_port = key.port,
-        Direction::Egress => flow.remote_port = key.port,
-    }
-    let mut record = Record {
-        kind: Kind::Denied,
-        time: entry.last,
-        first: entry.first,
-        key: flow,
-        direction,
-        remote: key.remote,
-        local: key.local,
-        rule: entry.rule,
-        peer: key.peer,
-        reason: DropReason::from_number(key.reason),
-        packets: [0; 2],
-        bytes: [0; 2],
-    };
-    record.packets[direction as usize] = entry.packets;
-    record.bytes[direction as usize] = entry.bytes;
-    record
+/// The packet path counts a flow's packets in words, which wrap within the hour at a million a second:
+/// with the turns that they have made since they were last seen.
+fn unwrapped(before: [u64; 2], counted: [u64; 2]) -> [u64; 2] {
+    std::array::from_fn(|way| {
+        let more = (counted[way] as u32).wrapping_sub(before[way] as u32);
+        // An event that waited tells of less than the walk that came before it.
+        before[way] + u64::try_from(more.cast_signed()).unwrap_or(0)
+    })
 }

@@ -8,6 +8,7 @@
 //! Everything holds with either backend: `MESH_BACKEND=kernel` takes the kernel's WireGuard, whose
 //! device goes on without an agent, and then not one allowed packet may be lost over a restart.
 
+mod connection;
 mod field;
 mod foreign;
 mod forward;

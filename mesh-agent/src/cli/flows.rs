@@ -11,8 +11,9 @@ use super::{Failed, Flows, safe, say};
 use crate::flow_log;
 
 pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<ExitCode, Failed> {
+    let follow = args.follow;
     let request = v1::FlowsRequest {
-        follow: args.follow,
+        follow,
         peer: args.peer.unwrap_or_default(),
         line: args.rule.unwrap_or(0),
         verdict: args.verdict.unwrap_or_default(),
@@ -25,14 +26,34 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
             .map(u32::from),
     };
     let mut records = agent.flows(request).await?.into_inner();
-    while let Some(record) = records.message().await? {
+    loop {
+        let record = match records.message().await {
+            Ok(Some(record)) => record,
+            Ok(None) if !follow => return Ok(ExitCode::SUCCESS),
+            Ok(None) => return Err(gone()),
+            Err(status) => return Err(lost(status)),
+        };
         if json {
             say(&flow_log::json(&record).to_string())?;
         } else {
             say(&safe(&line(&record)))?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// An agent that dies breaks the stream off.
+fn lost(status: tonic::Status) -> Failed {
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Internal => gone(),
+        _ => status.into(),
+    }
+}
+
+fn gone() -> Failed {
+    Failed::new(
+        Failed::UNREACHABLE,
+        "the agent has ended; `mesh flows --follow` goes on when it runs again",
+    )
 }
 
 fn line(record: &v1::FlowRecord) -> String {
@@ -43,35 +64,56 @@ fn line(record: &v1::FlowRecord) -> String {
             record.packets, record.reason
         );
     }
-    let end = |end: &Option<v1::FlowEnd>| {
-        let end = end.clone().unwrap_or_default();
-        let who = match (end.node.as_str(), end.address.as_str()) {
-            ("", "") => format!("identity {}", end.identity),
-            ("", address) => address.to_owned(),
-            (node, _) => node.to_owned(),
-        };
-        // Of ICMP it is no port; of denials that were only counted the sender's is not known.
-        match (record.proto, end.port) {
-            (6 | 17 | 132, port) if port != 0 => format!("{who}:{port}"),
-            _ => who,
-        }
-    };
-    let why = match (record.reason.as_str(), record.place.as_str()) {
-        ("", "") => String::new(),
-        (one, "") | ("", one) => format!("  {one}"),
-        (reason, place) => format!("  {reason}, {place}"),
-    };
     format!(
-        "{time} {:9}  {} > {} {}  {}/{} B  {}/{} packets{why}",
+        "{time} {:9}  {} > {} {}  {}/{} B  {}/{} packets{}",
         record.kind,
-        end(&record.source),
-        end(&record.destination),
+        end(record.proto, record.source.as_ref()),
+        end(record.proto, record.destination.as_ref()),
         name(record.proto),
         record.bytes,
         record.reply_bytes,
         record.packets,
         record.reply_packets,
+        why(record),
     )
+}
+
+/// A node by its name; whoever is behind one by the address, and the node.
+fn end(proto: u32, end: Option<&v1::FlowEnd>) -> String {
+    let end = end.cloned().unwrap_or_default();
+    let port = match (proto, end.port) {
+        (6 | 17 | 132, port) if port != 0 => format!(":{port}"),
+        // Of ICMP it is no port; of denials that were only counted the sender's is not known.
+        _ => String::new(),
+    };
+    // As in a URL: an address of IPv6 has colons of its own.
+    let address = match end.address.contains(':') && !port.is_empty() {
+        true => format!("[{}]{port}", end.address),
+        false => format!("{}{port}", end.address),
+    };
+    match (end.node.as_str(), end.address.as_str(), end.behind) {
+        ("", "", _) if end.identity == 0 => format!("unknown{port}"),
+        ("", "", _) => format!("identity {}{port}", end.identity),
+        ("", _, _) => address,
+        (node, "", true) => format!("identity {}{port} (behind {node})", end.identity),
+        (node, _, true) => format!("{address} (behind {node})"),
+        (node, _, false) => format!("{node}{port}"),
+    }
+}
+
+fn why(record: &v1::FlowRecord) -> String {
+    let (reason, place) = (record.reason.as_str(), record.place.as_str());
+    let why = match (record.kind.as_str(), reason, place) {
+        ("revoked", _, "") if record.rule == 0 => "no rule allows it any more".to_owned(),
+        ("revoked", _, place) if !place.is_empty() => format!("denied by {place}"),
+        (_, "", "") if record.rule != 0 => "by a rule that is no more".to_owned(),
+        (_, one, "") | (_, "", one) => one.to_owned(),
+        (_, reason, place) => format!("{reason}, {place}"),
+    };
+    match why.is_empty() {
+        true => why,
+        false => format!("  {why}"),
+    }
 }
 
 fn name(proto: u32) -> String {
@@ -136,9 +178,37 @@ mod tests {
             source: end("sandbox", 1),
             destination: end("node", 24_422),
             reason: String::new(),
-            ..record
+            ..record.clone()
         };
         insta::assert_snapshot!(line(&echo), @"01:01:01.250 opened     sandbox > node icmp  180/0 B  3/0 packets  policy.hujson:12");
+        let behind = |address: &str, node: &str| {
+            Some(v1::FlowEnd {
+                address: address.to_owned(),
+                node: node.to_owned(),
+                port: 443,
+                behind: true,
+                ..v1::FlowEnd::default()
+            })
+        };
+        let routed = v1::FlowRecord {
+            kind: "revoked".to_owned(),
+            reason: "revoked".to_owned(),
+            source: behind("fd00::9", "router"),
+            destination: behind("10.0.0.9", ""),
+            ..record
+        };
+        insta::assert_snapshot!(line(&routed), @"01:01:01.250 revoked    [fd00::9]:443 (behind router) > 10.0.0.9:443 tcp  180/0 B  3/0 packets  denied by policy.hujson:12");
+        let unknown = v1::FlowRecord {
+            source: Some(v1::FlowEnd::default()),
+            destination: Some(v1::FlowEnd {
+                identity: 7,
+                behind: true,
+                ..end("node", 22).unwrap()
+            }),
+            place: String::new(),
+            ..routed
+        };
+        insta::assert_snapshot!(line(&unknown), @"01:01:01.250 revoked    unknown > identity 7:22 (behind node) tcp  180/0 B  3/0 packets  no rule allows it any more");
         let lost = v1::FlowRecord {
             kind: "lost".to_owned(),
             reason: "denied".to_owned(),

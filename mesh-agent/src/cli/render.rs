@@ -222,12 +222,11 @@ pub(super) fn counters(counters: &v1::CountersResponse) -> Vec<String> {
             counter.place.clone(),
             counter.summary.clone(),
             counter.packets.to_string(),
-            bytes(counter.bytes),
         ]
     });
     let mut lines = table(["VERDICT", "DIRECTION", "PACKETS", "BYTES"], reasons);
     lines.push(String::new());
-    lines.extend(table(["POLICY", "RULE", "PACKETS", "BYTES"], rules));
+    lines.extend(table(["POLICY", "RULE", "DECIDED"], rules));
     lines
 }
 

@@ -69,7 +69,7 @@ impl Seen {
         Self(peers.chain(rules).chain(reasons).collect())
     }
 
-    /// How fast a counter grows, per second. A flow that ended takes its counts with it.
+    /// How fast a counter grows, per second. An agent that starts begins anew.
     fn rate(&self, before: Option<&Self>, elapsed: Duration, name: &str) -> u64 {
         let before = before.and_then(|before| before.0.get(name));
         let (Some(before), Some(now)) = (before, self.0.get(name)) else {
@@ -114,7 +114,7 @@ fn lines(
         ]
     });
     lines.push(String::new());
-    lines.extend(table(["POLICY", "RULE", "PACKETS", "NOW"], rules));
+    lines.extend(table(["POLICY", "RULE", "DECIDED", "NOW"], rules));
 
     let mut drops = counters.reasons;
     drops.retain(|counter| counter.reason != "passed");

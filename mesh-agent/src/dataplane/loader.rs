@@ -281,6 +281,11 @@ impl Dataplane {
         self.kernel.flows(stage)
     }
 
+    /// A flow that was established, if it is still there.
+    pub fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        self.kernel.flow(key)
+    }
+
     /// How full the maps are.
     pub fn usage(&self) -> anyhow::Result<Vec<Usage>> {
         let mut usage = self.pins.usage()?;

@@ -24,6 +24,10 @@ impl Kernel {
         flows.map_err(ApplyError::at("read a flow"))
     }
 
+    pub(super) fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        self.established.get(key).ok()
+    }
+
     /// Denied packets, counted.
     pub(super) fn denials(&self) -> Result<Vec<(DenyKey, DenyEntry)>, ApplyError> {
         let denials = bounded(&self.denials);

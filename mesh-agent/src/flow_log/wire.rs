@@ -57,6 +57,7 @@ fn sent(end: &End) -> v1::FlowEnd {
         node: end.node.clone().unwrap_or_default(),
         tags: end.tags.clone(),
         user: end.user.clone(),
+        behind: end.is_behind,
     }
 }
 
@@ -106,6 +107,7 @@ fn end(end: &v1::FlowEnd) -> Value {
         "port": end.port,
         "identity": end.identity,
         "node": (!end.node.is_empty()).then_some(&end.node),
+        "behind": end.behind,
         "tags": end.tags,
         "user": end.user,
     })

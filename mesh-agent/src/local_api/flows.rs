@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
 use mesh_api::v1;
-use mesh_core::flow::Query;
+use mesh_core::flow::{Query, Verdict, Who};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -18,11 +18,10 @@ pub(super) type Records = Pin<Box<dyn Stream<Item = Result<v1::FlowRecord, Statu
 /// What is remembered, and with `follow` what comes. The stream holds `turn` while it lasts.
 pub(super) fn records(
     log: &FlowLog,
-    request: v1::FlowsRequest,
+    follow: bool,
+    query: Query,
     turn: OwnedSemaphorePermit,
-) -> Result<Records, Status> {
-    let follow = request.follow;
-    let query = query(request)?;
+) -> Records {
     let (recent, news) = log.follow();
     let recent = futures_util::stream::iter(recent);
     let entries: Pin<Box<dyn Stream<Item = Arc<Entry>> + Send>> = if follow {
@@ -44,17 +43,22 @@ pub(super) fn records(
         let wanted = entry.is_wanted(&query);
         std::future::ready(wanted.then(|| Ok((&*entry).into())))
     });
-    Ok(Box::pin(records))
+    Box::pin(records)
 }
 
-fn query(request: v1::FlowsRequest) -> Result<Query, Status> {
+/// `domain`: the mesh's.
+pub(super) fn query(request: &v1::FlowsRequest, domain: Option<&str>) -> Result<Query, Status> {
     let invalid = |what: &str| Status::invalid_argument(format!("{what} is out of range"));
     let port = request.port.map(u16::try_from).transpose();
     let proto = request.proto.map(u8::try_from).transpose();
+    let peer = Some(request.peer.as_str()).filter(|peer| !peer.is_empty());
+    let verdict = Some(request.verdict.as_str()).filter(|word| !word.is_empty());
+    let unknown = || Status::invalid_argument("there is no such verdict");
+    let verdict = verdict.map(|word| Verdict::from_word(word).ok_or_else(unknown));
     Ok(Query {
-        peer: (!request.peer.is_empty()).then_some(request.peer),
+        peer: peer.map(|peer| Who::new(peer, domain)),
         rule: (request.line != 0).then_some(request.line),
-        verdict: (!request.verdict.is_empty()).then_some(request.verdict),
+        verdict: verdict.transpose()?,
         port: port.map_err(|_| invalid("port"))?,
         proto: proto.map_err(|_| invalid("protocol"))?,
     })

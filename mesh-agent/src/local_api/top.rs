@@ -1,42 +1,40 @@
-//! Who uses how much: established flows, summed by the node at their far end.
+//! Who uses how much.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 
 use mesh_api::v1;
-use mesh_common::flow::Stage;
-use mesh_core::node::NodeId;
+use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::counters;
 use crate::snapshot::Snapshot;
-use crate::stack::Enforcer;
+use crate::stack::{Handle, PeerUsage};
 
-pub(super) fn response(look: &Snapshot, enforcer: &Enforcer) -> Result<v1::TopResponse, Status> {
+pub(super) async fn response(look: &Snapshot, handle: &Handle) -> Result<v1::TopResponse, Status> {
     let failed = |error: anyhow::Error| Status::internal(format!("{error:#}"));
-    let mut peers: BTreeMap<u32, v1::TopPeer> = BTreeMap::new();
-    for (_, entry) in enforcer.flows(Stage::Established).map_err(failed)? {
-        let peer = peers.entry(entry.state.peer).or_default();
-        peer.flows += 1;
-        let [received, sent] = entry.packets.map(u64::from);
-        peer.received_packets += received;
-        peer.sent_packets += sent;
-        let [received, sent] = entry.bytes;
-        peer.received_bytes += received;
-        peer.sent_bytes += sent;
-    }
-    let known = look.netmap.as_deref().map(|netmap| &netmap.peers);
-    let mut peers: Vec<_> = peers
-        .into_iter()
-        .map(|(number, peer)| {
-            let known = known.and_then(|peers| peers.get(&NodeId(number.into())));
-            let name = known.map_or_else(|| format!("node {number}"), |peer| peer.name.to_string());
-            v1::TopPeer { name, ..peer }
-        })
-        .collect();
-    peers.sort_by_key(|peer| std::cmp::Reverse(peer.received_bytes + peer.sent_bytes));
-    let counters = enforcer.counters().map_err(failed)?;
+    let (ask, answer) = oneshot::channel();
+    let stopping = || Status::unavailable("the packet filter is being taken down; try again");
+    let asked = handle.usage.send(ask).await;
+    asked.map_err(|_| stopping())?;
+    let peers = answer.await.map_err(|_| stopping())?.map_err(failed)?;
+    let mut peers: Vec<_> = peers.into_iter().map(peer).collect();
+    peers.sort_by_key(|peer| Reverse(peer.received_bytes.saturating_add(peer.sent_bytes)));
+    let counters = handle.enforcer.counters().map_err(failed)?;
     Ok(v1::TopResponse {
         peers,
         counters: Some(counters::response(look, &counters)),
     })
+}
+
+fn peer(peer: PeerUsage) -> v1::TopPeer {
+    let [received_packets, sent_packets] = peer.usage.packets;
+    let [received_bytes, sent_bytes] = peer.usage.bytes;
+    v1::TopPeer {
+        name: peer.name.unwrap_or_else(|| format!("node {}", peer.number)),
+        flows: peer.flows,
+        received_packets,
+        received_bytes,
+        sent_packets,
+        sent_bytes,
+    }
 }

@@ -156,6 +156,14 @@ impl Enforcer {
         }
     }
 
+    /// A flow that was established, if it is still there.
+    pub(super) fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        match self {
+            Self::Programs(programs) => block_in_place(|| locked(programs).flow(key)),
+            Self::InProcess(filter) => filter.flow(key),
+        }
+    }
+
     /// What would become of a new flow.
     pub fn why(&self, question: &Question, direction: Direction) -> anyhow::Result<Answer> {
         let packet = question.packet(ASKING_PORT);

@@ -1,12 +1,13 @@
-//! Feeds the flow log: events as they come, the tables every few seconds, revocations at once.
+//! Feeds the flow log: events as they come, the tables every few seconds, revocations at once. And
+//! says what it has added up, to whoever asks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_common::flow::{FlowEntry, FlowKey, Stage};
-use mesh_core::flow;
-use mesh_core::netmap::Netmap;
-use tokio::sync::mpsc;
+use mesh_common::flow::{FlowEntry, FlowKey, Stage, flags};
+use mesh_core::flow::{self, Names};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Enforcer, Plans};
@@ -16,9 +17,27 @@ use crate::flow_log::{Entry, FlowLog, since_1970};
 
 /// How often flows are asked what they have carried.
 const WALK: Duration = Duration::from_secs(10);
+/// How often the ends of flows are told that were closed.
+const CLOSE: Duration = Duration::from_secs(1);
+/// By how much the two clocks may drift apart before times are told by the new difference: two looks at
+/// both never agree, and a flow's start should be the same in all its records.
+const DRIFT: Duration = Duration::from_millis(100);
 
 /// Flows that a change of the policy has ended.
 pub(super) type Ended = Vec<(FlowKey, FlowEntry)>;
+
+/// What was carried from and to one peer.
+#[derive(Clone, Debug)]
+pub struct PeerUsage {
+    pub number: u32,
+    pub name: Option<String>,
+    /// Established flows that stand.
+    pub flows: u64,
+    pub usage: flow::Usage,
+}
+
+/// To be answered with every peer's.
+pub type AskUsage = oneshot::Sender<anyhow::Result<Vec<PeerUsage>>>;
 
 pub(super) struct Feed {
     pub(super) enforcer: Arc<Enforcer>,
@@ -32,11 +51,17 @@ impl Feed {
         self,
         mut events: mpsc::Receiver<FlowEvent>,
         mut ended: mpsc::Receiver<Ended>,
+        mut asked: mpsc::Receiver<AskUsage>,
     ) {
         let mut machine = flow::FlowLog::default();
-        let mut netmaps = Netmaps::default();
-        let mut walk = interval(WALK);
-        walk.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut names = Names::default();
+        let mut epoch = Duration::ZERO;
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut walk, mut close) = (every(WALK), every(CLOSE));
         loop {
             tokio::select! {
                 event = events.recv() => match event {
@@ -48,13 +73,27 @@ impl Feed {
                         machine.handle_ended(*key, entry, self.nanoseconds());
                     }
                 }
-                _ = walk.tick() => if let Err(error) = self.walk(&mut machine) {
-                    tracing::warn!(error = brief(&error), "read the flows");
+                Some(asked) = asked.recv() => {
+                    // Nobody may wait for it any more.
+                    let _ = asked.send(self.usage(&mut machine, &names));
+                }
+                _ = close.tick() => self.close(&mut machine),
+                _ = walk.tick() => match self.walk(&mut machine) {
+                    Ok(()) => {
+                        names.handle_walked(&machine);
+                        machine.forget_usage(|peer| names.peer(peer).is_none());
+                    }
+                    Err(error) => tracing::warn!(error = brief(&error), "read the flows"),
                 },
             }
-            let plan = self.plans.borrow().clone();
-            netmaps.take(plan.as_ref().map(|plan| &plan.netmap));
-            self.tell(&mut machine, &netmaps);
+            if let Some(plan) = &*self.plans.borrow() {
+                names.take(&plan.netmap);
+            }
+            let now = since_1970().saturating_sub(self.enforcer.clock());
+            if now.abs_diff(epoch) > DRIFT {
+                epoch = now;
+            }
+            self.tell(&mut machine, &names, epoch);
         }
     }
 
@@ -71,11 +110,37 @@ impl Feed {
         Ok(())
     }
 
-    fn tell(&self, machine: &mut flow::FlowLog, netmaps: &Netmaps) {
-        let epoch = since_1970().saturating_sub(self.enforcer.clock());
-        let known = netmaps.known();
+    fn close(&self, machine: &mut flow::FlowLog) {
+        let now = self.nanoseconds();
+        while let Some(key) = machine.poll_closed(now) {
+            machine.handle_closed(key, self.enforcer.flow(&key).as_ref());
+        }
+    }
+
+    fn usage(&self, machine: &mut flow::FlowLog, names: &Names) -> anyhow::Result<Vec<PeerUsage>> {
+        let mut flows: BTreeMap<u32, u64> = BTreeMap::new();
+        for (key, entry) in self.enforcer.flows(Stage::Established)? {
+            machine.handle_usage(key, &entry);
+            if entry.state.flags & flags::DENIED == 0 && !entry.state.is_closing() {
+                *flows.entry(entry.state.peer).or_default() += 1;
+            }
+        }
+        for (key, entry) in self.enforcer.flows(Stage::HalfOpen)? {
+            machine.handle_half_open_usage(key, &entry);
+        }
+        let peers = machine.usage().iter().map(|(number, usage)| PeerUsage {
+            number: *number,
+            name: names.peer(*number).map(|peer| peer.name.to_string()),
+            flows: flows.get(number).copied().unwrap_or(0),
+            usage: *usage,
+        });
+        Ok(peers.collect())
+    }
+
+    /// `epoch`: the time since 1970 at the packet path's time 0.
+    fn tell(&self, machine: &mut flow::FlowLog, names: &Names, epoch: Duration) {
         while let Some(record) = machine.poll_record() {
-            let described = record.describe(&known, epoch);
+            let described = record.describe(names, epoch);
             self.log.tell(Entry::Flow(Box::new(described)));
         }
         while let Some(loss) = machine.poll_loss() {
@@ -89,25 +154,5 @@ impl Feed {
 
     fn nanoseconds(&self) -> u64 {
         u64::try_from(self.enforcer.clock().as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-/// The newest netmap and the one before: what has just been revoked is only in that.
-#[derive(Debug, Default)]
-struct Netmaps([Option<Arc<Netmap>>; 2]);
-
-impl Netmaps {
-    fn take(&mut self, newest: Option<&Arc<Netmap>>) {
-        let [now, _] = &self.0;
-        if let Some(newest) = newest
-            && !now.as_ref().is_some_and(|now| Arc::ptr_eq(now, newest))
-        {
-            let [now, before] = &mut self.0;
-            *before = now.replace(newest.clone());
-        }
-    }
-
-    fn known(&self) -> Vec<&Netmap> {
-        self.0.iter().flatten().map(|netmap| &**netmap).collect()
     }
 }

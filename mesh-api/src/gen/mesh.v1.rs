@@ -3548,6 +3548,9 @@ pub struct FlowEnd {
     pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "6")]
     pub user: ::core::option::Option<::prost::alloc::string::String>,
+    /// not the node itself, but somebody whom it routes for
+    #[prost(bool, tag = "7")]
+    pub behind: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhyRequest {

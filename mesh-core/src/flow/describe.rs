@@ -1,15 +1,15 @@
 //! A record's numbers in words: names of nodes, the rule's place in the policy.
 //!
-//! Numbers mean something only beside the netmap that they came with, and a record may be older than
-//! the newest: above all of what has just been revoked. So several are asked, the newest first, and
-//! what none of them knows stays a number.
+//! The far end is whose number the packet path found, the near end this node, even where an address is
+//! not theirs but somebody's behind them. What nobody knows a name for stays a number.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Kind, Record};
-use crate::netmap::{Netmap, Rule};
-use crate::node::{Addresses, NodeId};
+use super::{Kind, Names, Record};
+use crate::netmap::Rule;
+use crate::node::{Addresses, Name, Tag, UserName};
 use crate::{Direction, Identity};
 
 /// A record for people, who think in sources and destinations.
@@ -42,18 +42,21 @@ pub struct End {
     pub identity: Identity,
     /// The node's name, its tags, its user.
     pub node: Option<String>,
+    /// It is not the node itself that is at this end, but somebody whom it routes for.
+    pub is_behind: bool,
     pub tags: Vec<String>,
     pub user: Option<String>,
 }
 
 impl Record {
     /// `epoch`: what to add to the packet path's clock to get the time since 1970.
-    pub fn describe(&self, netmaps: &[&Netmap], epoch: Duration) -> Described {
+    pub fn describe(&self, names: &Names, epoch: Duration) -> Described {
         let remote = End {
             address: address(self.key.remote.into()),
             port: self.key.remote_port.get(),
             identity: self.remote,
             node: None,
+            is_behind: false,
             tags: Vec::new(),
             user: None,
         };
@@ -63,17 +66,13 @@ impl Record {
             identity: self.local,
             ..remote.clone()
         };
-        let remote = name(remote, netmaps, (self.peer != 0).then_some(self.peer));
-        let local = name(local, netmaps, None);
+        let remote = far(remote, self.peer, names);
+        let local = near(local, names);
         let (source, destination, [forth, back]) = match self.direction {
             Direction::Ingress => (remote, local, [0, 1]),
             Direction::Egress => (local, remote, [1, 0]),
         };
-        let rule = (self.rule.0 != 0).then(|| {
-            let mut rules = netmaps.iter().map(|netmap| &netmap.policy.rules);
-            let rule = rules.find_map(|rules| rules.get(&self.rule));
-            (self.rule.0, rule.cloned())
-        });
+        let rule = (self.rule.0 != 0).then(|| (self.rule.0, names.rule(self.rule).cloned()));
         Described {
             kind: self.kind,
             time: epoch + Duration::from_nanos(self.time),
@@ -94,32 +93,48 @@ fn address(address: IpAddr) -> Option<IpAddr> {
     (!address.is_unspecified()).then_some(address)
 }
 
-/// The node behind an end: the peer whose number it is, or whoever has the address.
-fn name(end: End, netmaps: &[&Netmap], peer: Option<u32>) -> End {
-    let has = |addresses: &Addresses| {
-        end.address
-            .is_some_and(|address| addresses.contains(address))
+/// The peer whose number it is, or whoever has the address.
+fn far(end: End, number: u32, names: &Names) -> End {
+    let peer = match number {
+        0 => end.address.and_then(|address| names.peer_at(address)),
+        number => names.peer(number),
     };
-    let find = |netmap: &&Netmap| {
-        let found = match peer {
-            // The kernel tells peers apart by the low 32 bits.
-            Some(number) => netmap.peers.get(&NodeId(number.into())),
-            None => netmap.peers.values().find(|peer| has(&peer.addresses)),
-        };
-        let me = &netmap.me;
-        match found {
-            Some(peer) => Some((peer.name.clone(), peer.tags.clone(), peer.user.clone())),
-            None if has(&me.addresses) => Some((me.name.clone(), me.tags.clone(), me.user.clone())),
-            None => None,
-        }
-    };
-    let Some((node, tags, user)) = netmaps.iter().find_map(find) else {
+    match peer {
+        Some(peer) => of(end, &peer.name, &peer.tags, &peer.user, &peer.addresses),
+        None => end,
+    }
+}
+
+/// This node, unless it only passes on what comes from another.
+fn near(end: End, names: &Names) -> End {
+    if let Some(peer) = end.address.and_then(|address| names.peer_at(address)) {
+        return of(end, &peer.name, &peer.tags, &peer.user, &peer.addresses);
+    }
+    let Some(me) = names.me() else {
         return end;
     };
+    let is_other = end.address.is_none() && names.own_identity() != Some(end.identity);
+    let end = of(end, &me.name, &me.tags, &me.user, &me.addresses);
     End {
-        node: Some(node.to_string()),
+        is_behind: end.is_behind || is_other,
+        ..end
+    }
+}
+
+fn of(
+    end: End,
+    name: &Name,
+    tags: &BTreeSet<Tag>,
+    user: &Option<UserName>,
+    addresses: &Addresses,
+) -> End {
+    End {
+        node: Some(name.to_string()),
+        is_behind: end
+            .address
+            .is_some_and(|address| !addresses.contains(address)),
         tags: tags.iter().map(ToString::to_string).collect(),
-        user: user.map(|user| user.to_string()),
+        user: user.as_ref().map(ToString::to_string),
         ..end
     }
 }

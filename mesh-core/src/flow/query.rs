@@ -2,45 +2,99 @@
 
 use std::net::IpAddr;
 
+use mesh_common::DropReason;
+use mesh_common::packet::proto;
+
 use super::{Described, End};
 
 /// Every part that is set must hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Query {
-    /// A node's name, a tag, a user or an address, at either end.
-    pub peer: Option<String>,
+    /// At either end.
+    pub peer: Option<Who>,
     /// A line of the policy.
     pub rule: Option<u32>,
-    /// `allowed`, `denied`, or a drop reason.
-    pub verdict: Option<String>,
+    pub verdict: Option<Verdict>,
     /// The destination's port.
     pub port: Option<u16>,
-    /// IP protocol number.
+    /// IP protocol number; that of ICMP stands for the one of IPv6 too.
     pub proto: Option<u8>,
+}
+
+/// A node's name, a tag, a user or an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Who {
+    text: String,
+    address: Option<IpAddr>,
+}
+
+impl Who {
+    /// `domain`: the mesh's, which a node's name may end with.
+    pub fn new(text: &str, domain: Option<&str>) -> Self {
+        let text = text.trim_end_matches('.').to_ascii_lowercase();
+        let name = domain
+            .and_then(|domain| text.strip_suffix(domain))
+            .and_then(|name| name.strip_suffix('.'));
+        Self {
+            address: text.parse().ok(),
+            text: name.unwrap_or(&text).to_owned(),
+        }
+    }
+
+    fn is(&self, end: &End) -> bool {
+        let is = |name: &String| name.eq_ignore_ascii_case(&self.text);
+        (self.address.is_some() && end.address == self.address)
+            || end.node.as_ref().is_some_and(is)
+            || end.user.as_ref().is_some_and(is)
+            || end.tags.iter().any(is)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Allowed,
+    Denied,
+    /// Denied, and why.
+    For(DropReason),
+}
+
+impl Verdict {
+    /// The words for all of them.
+    pub fn words() -> impl Iterator<Item = &'static str> {
+        let reasons = DropReason::ALL.iter().map(|reason| reason.name());
+        ["allowed", "denied"].into_iter().chain(reasons)
+    }
+
+    /// `None` for any other word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "allowed" => Some(Self::Allowed),
+            "denied" => Some(Self::Denied),
+            reason => DropReason::ALL
+                .iter()
+                .find(|known| known.name() == reason)
+                .map(|known| Self::For(*known)),
+        }
+    }
 }
 
 impl Query {
     pub fn matches(&self, record: &Described) -> bool {
-        let peer = self.peer.as_deref();
         let line = record.rule.as_ref().and_then(|(_, rule)| rule.as_ref());
-        peer.is_none_or(|who| is(&record.source, who) || is(&record.destination, who))
+        self.peer
+            .as_ref()
+            .is_none_or(|who| who.is(&record.source) || who.is(&record.destination))
             && self
                 .rule
                 .is_none_or(|wanted| line.is_some_and(|rule| rule.line == wanted))
-            && self.verdict.as_deref().is_none_or(|verdict| match verdict {
-                "allowed" => record.kind.is_allowed(),
-                "denied" => !record.kind.is_allowed(),
-                reason => record.reason == Some(reason),
+            && self.verdict.is_none_or(|verdict| match verdict {
+                Verdict::Allowed => record.kind.is_allowed(),
+                Verdict::Denied => !record.kind.is_allowed(),
+                Verdict::For(reason) => record.reason == Some(reason.name()),
             })
             && self.port.is_none_or(|port| record.destination.port == port)
-            && self.proto.is_none_or(|proto| record.proto == proto)
+            && self.proto.is_none_or(|wanted| {
+                wanted == record.proto || (wanted == proto::ICMP && record.proto == proto::ICMPV6)
+            })
     }
-}
-
-fn is(end: &End, who: &str) -> bool {
-    let address = who.parse::<IpAddr>().ok();
-    (address.is_some() && end.address == address)
-        || end.node.as_deref() == Some(who)
-        || end.user.as_deref() == Some(who)
-        || end.tags.iter().any(|tag| tag == who)
 }

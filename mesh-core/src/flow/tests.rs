@@ -1,9 +1,12 @@
 //! Records from events and walks.
 
+mod words;
+
 use mesh_common::event::FlowEvent;
 use mesh_common::flow::FlowState;
 use mesh_common::{Address, Be16};
 
+use super::denials::{OF_ONE_PEER, deny_key};
 use super::*;
 
 fn key(port: u16) -> FlowKey {
@@ -79,9 +82,134 @@ fn a_flow_is_told_of_from_its_first_packet_to_its_end() {
     log.handle_flow(key(22), &entry(100, 0));
     log.handle_walked(50);
     assert_eq!(told(&mut log), []);
+}
+
+/// A flow that its ends close at 20, after `bytes` of the opener's.
+fn closed(log: &mut FlowLog, bytes: u64) {
+    log.handle_flow(key(22), &entry(bytes, 0));
     log.handle_event(&event(EventKind::Closed, 22));
-    log.handle_walked(60);
-    assert_eq!(told(&mut log), [(Kind::Closed, [60, 0])]);
+}
+
+const BOTH_FINS: u32 = flags::CONFIRMED | flags::FIN_OPENER | flags::FIN_RESPONDER;
+
+#[test]
+fn a_close_is_told_once_with_the_packets_that_follow_it() {
+    let mut log = FlowLog::default();
+    closed(&mut log, 100);
+    assert_eq!(told(&mut log), [(Kind::Active, [100, 50])]);
+    assert_eq!(log.poll_closed(20 + LAST_PACKETS - 1), None);
+    assert_eq!(log.poll_closed(20 + LAST_PACKETS), Some(key(22)));
+    assert_eq!(log.poll_closed(20 + LAST_PACKETS), None);
+    let last = entry(152, BOTH_FINS);
+    log.handle_closed(key(22), Some(&last));
+    let record = log.poll_record().unwrap();
+    assert_eq!((record.kind, record.time), (Kind::Closed, 20));
+    assert_eq!((record.bytes, record.packets), ([152, 50], [2, 1]));
+    // The table holds it for a while, and then does not.
+    for _ in 0..2 {
+        log.handle_flow(key(22), &last);
+        log.handle_walked(60);
+    }
+    log.handle_walked(70);
+    log.handle_walked(80);
+    assert_eq!(told(&mut log), []);
+}
+
+#[test]
+fn a_close_is_told_whoever_finds_it_first() {
+    // The table has it no more.
+    let mut log = FlowLog::default();
+    closed(&mut log, 100);
+    told(&mut log);
+    assert!(log.poll_closed(u64::MAX).is_some());
+    log.handle_closed(key(22), None);
+    assert_eq!(told(&mut log), [(Kind::Closed, [100, 50])]);
+    // Two walks come before.
+    let mut log = FlowLog::default();
+    closed(&mut log, 100);
+    told(&mut log);
+    log.handle_walked(30);
+    log.handle_walked(40);
+    assert_eq!(told(&mut log), [(Kind::Closed, [100, 50])]);
+    assert_eq!(log.poll_closed(u64::MAX), None);
+    // No event told of it.
+    let mut log = FlowLog::default();
+    log.handle_flow(key(22), &entry(100, BOTH_FINS));
+    assert!(log.poll_closed(u64::MAX).is_some());
+    log.handle_closed(key(22), Some(&entry(100, BOTH_FINS)));
+    assert_eq!(told(&mut log), [(Kind::Closed, [100, 50])]);
+}
+
+#[test]
+fn the_same_ports_opened_again_are_another_flow() {
+    let again = |kind| FlowEvent {
+        first: 15,
+        ..event(kind, 22)
+    };
+    let mut log = FlowLog::default();
+    closed(&mut log, 100);
+    told(&mut log);
+    // Before the first one's end was told.
+    log.handle_event(&again(EventKind::Opened));
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Closed, [100, 50]), (Kind::Opened, [60, 0])]
+    );
+    // The table holds both for a moment, and events may have waited.
+    log.handle_flow(key(22), &entry(100, BOTH_FINS));
+    log.handle_event(&event(EventKind::Closed, 22));
+    assert_eq!(log.poll_closed(u64::MAX), None);
+    assert_eq!(told(&mut log), []);
+    // Of an end that no event told of, the walk knows only that it was.
+    let third = FlowEntry {
+        opened: 17,
+        ..entry(300, 0)
+    };
+    log.handle_flow(key(22), &third);
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Idle, [60, 0]), (Kind::Active, [300, 50])]
+    );
+}
+
+#[test]
+fn what_a_peer_has_used_does_not_shrink() {
+    let mut log = FlowLog::default();
+    let bytes = |log: &FlowLog| log.usage()[&2].bytes;
+    log.handle_event(&event(EventKind::Opened, 22));
+    assert_eq!(bytes(&log), [60, 0]);
+    // A look between the walks is no walk.
+    log.handle_usage(key(22), &entry(100, 0));
+    assert_eq!(bytes(&log), [100, 50]);
+    assert_eq!(told(&mut log), [(Kind::Opened, [60, 0])]);
+    log.handle_flow(key(22), &entry(100, 0));
+    assert_eq!(told(&mut log), [(Kind::Active, [100, 50])]);
+    // An event that waited.
+    log.handle_event(&event(EventKind::Confirmed, 22));
+    assert_eq!(told(&mut log), [(Kind::Confirmed, [100, 50])]);
+    // One-way flows count if they were told of, and the packet that a tombstone refuses does not.
+    log.handle_half_open_usage(key(514), &entry(900, 0));
+    log.handle_usage(key(22), &entry(160, flags::DENIED));
+    assert_eq!(bytes(&log), [100, 50]);
+    log.handle_walked(40);
+    log.handle_walked(50);
+    told(&mut log);
+    assert_eq!(bytes(&log), [100, 50]);
+    let other = FlowEntry {
+        opened: 60,
+        ..entry(7, 0)
+    };
+    log.handle_usage(key(22), &other);
+    assert_eq!(bytes(&log), [107, 100]);
+    // A peer that is gone is forgotten with its last flow.
+    log.forget_usage(|_| true);
+    assert_eq!(bytes(&log), [107, 100]);
+    log.handle_walked(70);
+    log.handle_walked(80);
+    log.forget_usage(|_| false);
+    assert_eq!(bytes(&log), [107, 100]);
+    log.forget_usage(|peer| peer == 2);
+    assert!(log.usage().is_empty());
 }
 
 #[test]
@@ -186,7 +314,7 @@ fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
     let scan = (1..=1_000).map(|port| counted(2, port));
     log.handle_denials(scan.chain([counted(3, 25)]));
     let records: Vec<_> = std::iter::from_fn(|| log.poll_record()).collect();
-    assert_eq!(records.len(), DENIALS_OF_ONE_PEER + 2);
+    assert_eq!(records.len(), OF_ONE_PEER + 2);
     let packets = |peer| {
         let records = records.iter().filter(|record| record.peer == peer);
         records.map(|record| record.packets[0]).sum::<u64>()
@@ -196,7 +324,7 @@ fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
     assert!(named(900), "the most frequent");
     let folded = records.iter().find(|r| r.peer == 2 && r.key.proto == 0);
     let folded = folded.unwrap();
-    assert_eq!(folded.packets[0], 1_000 - DENIALS_OF_ONE_PEER as u64);
+    assert_eq!(folded.packets[0], 1_000 - OF_ONE_PEER as u64);
     assert_eq!((folded.key.local_port.get(), folded.time), (0, 2_000));
     assert_eq!(folded.reason, Some(DropReason::NoRule));
     assert_eq!(folded.rule, RuleId(7));
@@ -210,57 +338,28 @@ fn record() -> Record {
 }
 
 #[test]
-fn a_record_speaks_of_sources_and_destinations() {
-    let described = record().describe(&[], std::time::Duration::from_secs(1_000));
-    assert_eq!(described.source.port, 40_000);
-    assert_eq!(described.destination.port, 23);
-    assert_eq!(described.reason, Some("no rule"));
-    assert_eq!((described.packets, described.bytes), ([1, 0], [60, 0]));
-    assert_eq!(described.rule, Some((7, None)));
-    let all = Query::default();
-    assert!(all.matches(&described));
-    let check = |query: Query, matches| assert_eq!(query.matches(&described), matches, "{query:?}");
-    let verdict = |word: &str| Query {
-        verdict: Some(word.to_owned()),
-        ..Query::default()
-    };
-    check(verdict("denied"), true);
-    check(verdict("no rule"), true);
-    check(verdict("allowed"), false);
-    let peer = |who: &str| Query {
-        peer: Some(who.to_owned()),
-        ..Query::default()
-    };
-    check(peer("100.64.0.2"), true);
-    check(peer("100.64.0.3"), false);
-    let port = |port| Query {
-        port: Some(port),
-        ..Query::default()
-    };
-    check(port(23), true);
-    check(port(40_000), false);
-}
-
-#[test]
 fn a_count_that_wraps_goes_on() {
     let mut log = FlowLog::default();
-    let counted = |packets, opened| FlowEntry {
-        packets: [packets, 1],
-        opened,
-        ..entry(u64::from(packets), 0)
+    let mut bytes = 0;
+    let mut packets = |packets, opened| {
+        bytes += 60;
+        let counted = FlowEntry {
+            packets: [packets, 1],
+            opened,
+            ..entry(bytes, 0)
+        };
+        log.handle_flow(key(22), &counted);
+        std::iter::from_fn(|| log.poll_record())
+            .last()
+            .unwrap()
+            .packets
     };
-    let packets = |log: &mut FlowLog, entry: FlowEntry| {
-        log.handle_flow(key(22), &entry);
-        log.poll_record().unwrap().packets
-    };
-    assert_eq!(
-        packets(&mut log, counted(u32::MAX - 1, 10)),
-        [0xffff_fffe, 1]
-    );
-    assert_eq!(packets(&mut log, counted(3, 10)), [0x1_0000_0003, 1]);
-    assert_eq!(packets(&mut log, counted(2, 10)), [0x1_0000_0002, 1]);
+    assert_eq!(packets(u32::MAX - 1, 10), [0xffff_fffe, 1]);
+    assert_eq!(packets(3, 10), [0x1_0000_0003, 1]);
+    // An event that waited.
+    assert_eq!(packets(2, 10), [0x1_0000_0003, 1]);
     // Another flow under the same key.
-    assert_eq!(packets(&mut log, counted(5, 11)), [5, 1]);
+    assert_eq!(packets(5, 11), [5, 1]);
 }
 
 #[test]

@@ -23,6 +23,11 @@ impl Filter {
         flows.iter().map(|(key, entry)| (*key, *entry)).collect()
     }
 
+    /// One flow of the established.
+    pub fn flow(&self, key: &FlowKey) -> Option<FlowEntry> {
+        self.engine().established.get(key).copied()
+    }
+
     /// Denied packets, counted.
     pub fn denials(&self) -> Vec<(DenyKey, DenyEntry)> {
         let engine = self.engine();
