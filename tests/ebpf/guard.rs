@@ -61,6 +61,13 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
         let outcome = guard(&frame(source, destination));
         assert_eq!(outcome, expected, "{source} to {destination}");
     }
+    // Of nothing but a header.
+    for (frame, header) in [
+        (frame("192.168.1.2", "100.64.0.1"), 20),
+        (frame("2001:db8::1", "fd00:a:b:c:d:e:f:1"), 40),
+    ] {
+        assert_eq!(guard(&frame[..14 + header]), DROP);
+    }
     let mut arp = frame("192.168.1.2", "100.64.0.1");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(guard(&arp), NEXT);
