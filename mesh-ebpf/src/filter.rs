@@ -41,7 +41,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
                 seen.set(remember(key, direction, kind, tcp, place));
                 return false;
             };
-            let meta = Meta::new(ctx, AT, direction, meta::now(config));
+            let meta = Meta::new(ctx, ctx.len() - AT as u32, direction, meta::now(config));
             // SAFETY: the pointer that the look-up returned.
             unsafe {
                 let state = &(*entry).state;
@@ -127,7 +127,7 @@ fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direct
         flow,
         asked,
     } = unsafe { &mut *scratch };
-    let meta = &Meta::new(ctx, AT, direction, asked.now);
+    let meta = &Meta::new(ctx, ctx.len() - AT as u32, direction, asked.now);
     // SAFETY: always written.
     let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_ref()) };
     Tables::new(config, asked).carry_out(facts, verdict, meta, flow);

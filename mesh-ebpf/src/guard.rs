@@ -66,10 +66,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         proto: proto as u8,
         ..FlowKey::NONE
     };
-    let meta = Meta {
-        bytes: u64::from(length),
-        ..Meta::new(ctx, 0, Direction::Ingress, meta::now(config))
-    };
+    let meta = Meta::new(ctx, length, Direction::Ingress, meta::now(config));
     stats::count(&verdict, &meta);
     events::deny(&key, 0, 0, &verdict, &meta);
     DROP

@@ -19,10 +19,9 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// `at` is where the IP header starts.
+    /// `length` is that of the packet from its IP header on.
     #[inline(always)]
-    pub fn new(ctx: &TcContext, at: usize, direction: Direction, now: u64) -> Self {
-        let length = ctx.len() - at as u32;
+    pub fn new(ctx: &TcContext, length: u32, direction: Direction, now: u64) -> Self {
         Self {
             now,
             bytes: u64::from(length),

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use aya::{TestRun, TestRunOptions};
 use mesh_common::flow::{FlowEntry, FlowKey, FlowState, Stage, flags};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Be16, PolicyEntry, PolicyKey};
@@ -365,15 +364,6 @@ fn a_super_packet_counts_as_its_segments() {
         let mut packet = tcp(Ingress, ACK);
         packet.resize(40 + more, 0);
         packet[2..4].copy_from_slice(&(40 + more as u16).to_be_bytes());
-        // `gso_segs` and `gso_size` in `struct __sk_buff` (linux/bpf.h).
-        let mut context = [0; 192];
-        context[164..168].copy_from_slice(&u32::to_ne_bytes(count));
-        context[176..180].copy_from_slice(&u32::to_ne_bytes(size));
-        let options = TestRunOptions {
-            data_in: Some(&packet),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        };
         let seen = |kernel: &mut Kernel| {
             let entry = kernel.established()[0].1;
             let passed = kernel.dataplane().counters().unwrap().passed[&Ingress];
@@ -385,8 +375,8 @@ fn a_super_packet_counts_as_its_segments() {
             ]
         };
         let before = seen(&mut kernel);
-        let program = kernel.dataplane().program("mesh_in").unwrap();
-        assert_eq!(program.test_run(options).unwrap().return_value, u32::MAX);
+        let outcome = kernel.run_super_packet("mesh_in", &packet, count, size);
+        assert_eq!(outcome, u32::MAX);
         let [packets, all, bytes, all_bytes] = before;
         let length = packet.len() as u64;
         assert_eq!(

@@ -154,3 +154,17 @@ fn what_the_guard_drops_is_counted_and_told() {
     assert_eq!(keys.len(), 1);
     assert_eq!((keys[0].port.get(), keys[0].proto), (0, 17));
 }
+
+/// By what is in its segments: the header of the link is in none.
+#[test]
+fn a_super_packet_counts_as_its_segments_at_the_guard() {
+    let mut kernel = kernel();
+    let mut packet = frame("192.168.1.2", "100.64.0.1");
+    let length = 80 + 100;
+    packet.resize(14 + length, 0);
+    packet[16..18].copy_from_slice(&(length as u16).to_be_bytes());
+    assert_eq!(kernel.run_super_packet("guard", &packet, 0, 100), DROP);
+    let counters = kernel.dataplane().counters().unwrap();
+    let guarded = counters.dropped[&(Ingress, DropReason::Guarded)];
+    assert_eq!((guarded.packets, guarded.bytes), (1, length as u64));
+}

@@ -75,6 +75,22 @@ impl Kernel {
         (result.return_value, out, result.duration.as_nanos())
     }
 
+    /// What the program returned for a packet of which the kernel says so many segments of this size.
+    pub(crate) fn run_super_packet(&self, name: &str, packet: &[u8], count: u32, size: u32) -> u32 {
+        // `gso_segs` and `gso_size` in `struct __sk_buff` (linux/bpf.h).
+        let mut context = [0; 192];
+        context[164..168].copy_from_slice(&count.to_ne_bytes());
+        context[176..180].copy_from_slice(&size.to_ne_bytes());
+        let dataplane = self.dataplane.as_ref().expect("started");
+        let program = dataplane.program(name).expect("a loaded program");
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).expect("a run").return_value
+    }
+
     /// What becomes of the packet, by the counters: all other reasons' stay as they were.
     pub(crate) fn outcome(&mut self, direction: Direction, packet: &[u8]) -> Outcome {
         let before = self.dataplane().counters().unwrap();
