@@ -109,24 +109,15 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             author,
             admin,
         } => {
-            let text = read(&file)?;
-            let (warnings, as_json) = check::warnings(&file, &text);
             let request = v1::SetPolicyRequest {
-                text,
+                text: read(&file)?,
                 file: file.display().to_string(),
                 expect_version: expect,
                 author,
             };
             let mut client = client::connect(&admin).await?;
             let policy = client.set_policy(request).await?.into_inner();
-            if admin.json {
-                let mut value = json_in_force(&policy);
-                value["warnings"] = as_json.into();
-                output.json(&value);
-            } else {
-                warnings.iter().for_each(|line| output.line(line));
-                in_force(&policy, output);
-            }
+            in_force(&policy, &file, &admin, output);
             Ok(())
         }
         Verb::Check {
@@ -145,11 +136,7 @@ pub(super) async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
             let request = v1::RollbackPolicyRequest { version, author };
             let mut client = client::connect(&admin).await?;
             let policy = client.rollback_policy(request).await?.into_inner();
-            if admin.json {
-                output.json(&json_in_force(&policy));
-            } else {
-                in_force(&policy, output);
-            }
+            in_force(&policy, Path::new(&policy.file), &admin, output);
             Ok(())
         }
         Verb::Explain { src, dst, admin } => {
@@ -192,14 +179,18 @@ fn json_of(policy: &v1::Policy) -> serde_json::Value {
     })
 }
 
-fn json_in_force(policy: &v1::Policy) -> serde_json::Value {
-    let mut value = json_of(policy);
-    value["generation"] = policy.generation.into();
-    value
-}
-
-fn in_force(policy: &v1::Policy, output: &Output) {
+/// What was put in force, and what of it has no effect or opens the mesh.
+fn in_force(policy: &v1::Policy, file: &Path, admin: &Admin, output: &Output) {
+    let (warnings, as_json) = check::warnings(file, &policy.text);
     let (version, generation) = (policy.version, policy.generation);
+    if admin.json {
+        let mut value = json_of(policy);
+        value["generation"] = generation.into();
+        value["warnings"] = as_json.into();
+        output.json(&value);
+        return;
+    }
+    warnings.iter().for_each(|line| output.line(line));
     output.line(&format!(
         "policy version {version} is in force since generation {generation}"
     ));

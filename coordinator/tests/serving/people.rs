@@ -63,6 +63,16 @@ async fn every_version_has_its_author_and_can_be_had_back() {
     assert_eq!(versions[0]["version"], 3);
     assert_eq!(versions[0]["author"], "bob");
     assert_eq!(versions[0]["file"], "first.hujson");
+
+    // What is to be known of a text is said again.
+    let open = write(&c, "open.hujson", "{}\n");
+    ok(&c, &["policy", "set", &open]);
+    ok(&c, &["policy", "rollback", "3"]);
+    let text = ok(&c, &["policy", "rollback", "4"]);
+    assert!(text.starts_with("open.hujson:1:1: warning: "), "{text}");
+    ok(&c, &["policy", "rollback", "5"]);
+    let warnings = json(&c, &["policy", "rollback", "6"])["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 1, "{warnings}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
