@@ -3,15 +3,15 @@
 //! The file is bounded: when it is full it becomes `FILE.1`, in the place of the one before. Others may
 //! want to keep it, and move it away or cut it while it is written: then the next lines go to a new one.
 
-use std::fs::{File, Metadata};
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::health::{Condition, Severity};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Entry, FlowLog, json, since_1970};
@@ -19,10 +19,15 @@ use crate::eventloop::Told;
 
 /// Size of the file at which the next begins.
 const FILE_BYTES: u64 = 64 << 20;
-/// Between two attempts to open a file that could not be written.
+/// Bytes that are worth a write of their own.
+const MOST_AT_ONCE: usize = 1 << 20;
+/// Between two attempts to write to a file that could not be written.
 const RETRY: Duration = Duration::from_secs(10);
+/// How long the others may take to end.
+const LAST: Duration = Duration::from_secs(2);
 
-/// Writes what comes to `path`, until `stop`.
+/// Writes what comes to `path`, until nobody tells anything any more. What cannot be written is tried again
+/// until `stop`.
 pub(crate) async fn write(
     path: PathBuf,
     log: FlowLog,
@@ -30,111 +35,95 @@ pub(crate) async fn write(
     stop: CancellationToken,
 ) {
     let (_, mut news) = log.follow();
+    drop(log);
+    // The others end too, and tell last things.
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST).await;
+    };
+    tokio::pin!(stopped);
     let name = "FlowLogNotWritten";
-    let write = async {
-        loop {
-            let failed = follow(&path, &mut news, &told, name).await;
-            tracing::warn!(error = %failed, "write the flow log");
-            let condition = Some(not_written(&path, &failed));
+    let mut lines = String::new();
+    let mut is_over = false;
+    while !is_over {
+        while let Err(error) = append(&path, &lines) {
+            tracing::warn!(%error, "write the flow log");
+            let condition = Some(not_written(&path, &error));
             let _ = told.send(Told::Condition(name, condition)).await;
-            tokio::time::sleep(RETRY).await;
+            if stop
+                .run_until_cancelled(tokio::time::sleep(RETRY))
+                .await
+                .is_none()
+            {
+                return;
+            }
         }
-    };
-    stop.run_until_cancelled(write).await;
-}
-
-/// Returns the error that ends it.
-async fn follow(
-    path: &Path,
-    news: &mut broadcast::Receiver<Arc<Entry>>,
-    told: &mpsc::Sender<Told>,
-    name: &'static str,
-) -> io::Error {
-    let mut file = match open(path) {
-        Ok(file) => file,
-        Err(error) => return error,
-    };
-    let _ = told.send(Told::Condition(name, None)).await;
-    loop {
-        let next = news.recv().await;
-        if let Err(error) = file.stay() {
-            return error;
-        }
-        let written = match next {
-            Ok(entry) => file.write(&entry),
-            Err(broadcast::error::RecvError::Lagged(count)) => file.write(&Entry::Lost {
-                time: since_1970(),
-                what: "this file",
-                count,
+        lines.clear();
+        let _ = told.send(Told::Condition(name, None)).await;
+        let mut next = tokio::select! {
+            next = news.recv() => next.map_err(|error| match error {
+                RecvError::Lagged(count) => TryRecvError::Lagged(count),
+                RecvError::Closed => TryRecvError::Closed,
             }),
-            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            () = &mut stopped => Err(TryRecvError::Closed),
         };
         // What else has come meanwhile goes to the disk together.
-        let flushed = written.and_then(|()| match news.is_empty() {
-            true => file.writer.flush(),
-            false => Ok(()),
-        });
-        if let Err(error) = flushed {
-            return error;
+        while lines.len() < MOST_AT_ONCE {
+            match next {
+                Ok(entry) => add(&mut lines, &entry),
+                Err(TryRecvError::Lagged(count)) => add(&mut lines, &too_slow(count)),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Closed) => {
+                    is_over = true;
+                    break;
+                }
+            }
+            next = news.try_recv();
         }
+    }
+    if let Err(error) = append(&path, &lines) {
+        tracing::warn!(%error, "write the end of the flow log");
     }
 }
 
-#[derive(Debug)]
-struct Lines<'a> {
-    path: &'a Path,
-    writer: BufWriter<File>,
-    /// Device and number of the file.
-    id: (u64, u64),
-    bytes: u64,
+fn too_slow(count: u64) -> Entry {
+    Entry::Lost {
+        time: since_1970(),
+        what: "this file",
+        count,
+    }
 }
 
-fn open(path: &Path) -> io::Result<Lines<'_>> {
+fn add(lines: &mut String, entry: &Entry) {
+    lines.push_str(&json(&entry.into()).to_string());
+    lines.push('\n');
+}
+
+/// All of it, or nothing: half a line is none. The file is opened each time, so it is whatever stands at
+/// `path` now.
+fn append(path: &Path, lines: &str) -> io::Result<()> {
+    let mut file = open(path)?;
+    if file.metadata()?.len() >= FILE_BYTES {
+        let mut full = path.as_os_str().to_owned();
+        full.push(".1");
+        std::fs::rename(path, full)?;
+        file = open(path)?;
+    }
+    let before = file.metadata()?.len();
+    let written = file.write_all(lines.as_bytes());
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written
+}
+
+fn open(path: &Path) -> io::Result<File> {
     // Who talked to whom is nobody else's business.
-    let file = File::options()
+    File::options()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(path)?;
-    let metadata = file.metadata()?;
-    Ok(Lines {
-        path,
-        id: id(&metadata),
-        bytes: metadata.len(),
-        writer: BufWriter::new(file),
-    })
-}
-
-impl Lines<'_> {
-    fn write(&mut self, entry: &Entry) -> io::Result<()> {
-        if self.bytes >= FILE_BYTES {
-            self.writer.flush()?;
-            let mut full = self.path.as_os_str().to_owned();
-            full.push(".1");
-            std::fs::rename(self.path, full)?;
-            *self = open(self.path)?;
-        }
-        let line = json(&entry.into()).to_string();
-        self.bytes += line.len() as u64 + 1;
-        writeln!(self.writer, "{line}")
-    }
-
-    /// Opens the file anew if somebody has moved it away. Asked where nothing waits to be written.
-    fn stay(&mut self) -> io::Result<()> {
-        if !self.writer.buffer().is_empty() {
-            return Ok(());
-        }
-        match std::fs::metadata(self.path) {
-            // It may have been cut, too.
-            Ok(metadata) if id(&metadata) == self.id => self.bytes = metadata.len(),
-            _ => *self = open(self.path)?,
-        }
-        Ok(())
-    }
-}
-
-fn id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+        .open(path)
 }
 
 fn not_written(path: &Path, error: &io::Error) -> Condition {
@@ -158,20 +147,19 @@ mod tests {
     }
 
     /// Writes one entry as the agent does.
-    fn write(lines: &mut Lines<'_>, count: u64) {
-        lines.stay().unwrap();
-        lines.write(&lost(count)).unwrap();
-        lines.writer.flush().unwrap();
+    fn write(path: &Path, count: u64) -> io::Result<()> {
+        let mut lines = String::new();
+        add(&mut lines, &lost(count));
+        append(path, &lines)
     }
 
     fn holds(path: &Path, counts: &[u64]) {
         let text = std::fs::read_to_string(path).unwrap();
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        let found: Vec<_> = lines.iter().map(|line| line["packets"].as_u64()).collect();
-        let counts: Vec<_> = counts.iter().copied().map(Some).collect();
+        let counted = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["packets"].as_u64().unwrap()
+        };
+        let found: Vec<_> = text.lines().map(counted).collect();
         assert_eq!(found, counts, "{}", path.display());
     }
 
@@ -179,12 +167,10 @@ mod tests {
     fn a_full_file_makes_room_for_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
-        let mut lines = open(&path).unwrap();
-        write(&mut lines, 1);
-        lines.bytes = FILE_BYTES;
-        lines.write(&lost(2)).unwrap();
-        lines.writer.flush().unwrap();
-        holds(&folder.path().join("flows.1"), &[1]);
+        std::fs::write(&path, vec![b'\n'; 64 << 20]).unwrap();
+        write(&path, 2).unwrap();
+        let full = std::fs::metadata(folder.path().join("flows.1")).unwrap();
+        assert_eq!(full.len(), 64 << 20);
         holds(&path, &[2]);
     }
 
@@ -193,28 +179,42 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
         let moved = folder.path().join("flows.kept");
-        let mut lines = open(&path).unwrap();
-        write(&mut lines, 1);
+        write(&path, 1).unwrap();
         std::fs::rename(&path, &moved).unwrap();
-        write(&mut lines, 2);
-        write(&mut lines, 3);
+        write(&path, 2).unwrap();
+        write(&path, 3).unwrap();
         holds(&moved, &[1]);
         holds(&path, &[2, 3]);
         std::fs::remove_file(&path).unwrap();
-        write(&mut lines, 4);
+        write(&path, 4).unwrap();
         holds(&path, &[4]);
-        // Another's in its place.
-        std::fs::rename(&moved, &path).unwrap();
-        write(&mut lines, 5);
-        holds(&path, &[1, 5]);
-        // Cut: what is full begins where the cut was.
-        File::options()
-            .write(true)
-            .truncate(true)
-            .open(&path)
-            .unwrap();
-        lines.bytes = FILE_BYTES;
-        write(&mut lines, 6);
-        holds(&path, &[6]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_written_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows");
+        let (told, mut tellings) = mpsc::channel(100);
+        let (log, stop) = (FlowLog::default(), CancellationToken::new());
+        let writing = super::write(path.clone(), log.clone(), told, stop.clone());
+        let writing = tokio::spawn(writing);
+        let mut condition = async || match tellings.recv().await {
+            Some(Told::Condition("FlowLogNotWritten", condition)) => condition.is_some(),
+            other => panic!("{other:?}"),
+        };
+        assert!(!condition().await);
+        log.tell(lost(1));
+        assert!(!condition().await);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        log.tell(lost(2));
+        assert!(condition().await);
+        log.tell(lost(3));
+        std::fs::remove_dir(&path).unwrap();
+        assert!(!condition().await);
+        // Nobody tells anything any more: what was told is there.
+        drop(log);
+        writing.await.unwrap();
+        holds(&path, &[2, 3]);
     }
 }
