@@ -137,11 +137,11 @@ struct Flows {
     /// Only flows with this node, tag, user or address at either end
     #[arg(long, value_name = "WHO")]
     peer: Option<String>,
-    /// Only flows that the rule on this line of the policy decided
-    #[arg(long, value_name = "LINE", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Only flows that the rule on this line of the policy decided: 12, or policy.hujson:12
+    #[arg(long, value_name = "LINE", value_parser = flows::rule)]
     rule: Option<u32>,
     /// Only `allowed` or `denied` flows, or those dropped for one reason
-    #[arg(long, value_parser = PossibleValuesParser::new(Verdict::words()), hide_possible_values = true)]
+    #[arg(long, value_parser = PossibleValuesParser::new(Verdict::words()), ignore_case = true, hide_possible_values = true)]
     verdict: Option<String>,
     /// Only flows to this port
     #[arg(long)]
@@ -202,7 +202,10 @@ impl Failed {
 
 impl From<tonic::Status> for Failed {
     fn from(status: tonic::Status) -> Self {
+        // What no agent has said comes from the connection to it.
+        let is_lost = std::error::Error::source(&status).is_some();
         let code = match status.code() {
+            _ if is_lost => Self::UNREACHABLE,
             tonic::Code::InvalidArgument => Self::USAGE,
             tonic::Code::PermissionDenied => Self::NOT_ALLOWED,
             tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => Self::NOT_IN_TIME,

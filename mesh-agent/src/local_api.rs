@@ -265,8 +265,7 @@ impl Local for Service {
         let turn =
             turn.map_err(|_| Status::resource_exhausted("too many readers of the flow log"))?;
         let look = self.look();
-        let domain = look.netmap.as_ref().map(|netmap| &*netmap.mesh.domain);
-        let query = flows::query(request.get_ref(), domain)?;
+        let query = flows::query(request.get_ref(), look.netmap.as_deref())?;
         let follow = request.get_ref().follow;
         let records = flows::records(&self.flow_log, follow, query, turn);
         Ok(Response::new(records))

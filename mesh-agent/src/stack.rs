@@ -16,7 +16,7 @@ use mesh_core::desired::{Desired, MTU};
 use mesh_core::health::{Condition, Severity};
 use mesh_core::routes;
 use rustix::net::{AddressFamily, SocketType};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -37,8 +37,8 @@ pub use enforcer::Enforcer;
 
 use actuate::{Control, actuate};
 use enforcer::Raised;
-use log_flows::Feed;
 pub use log_flows::{AskUsage, PeerUsage};
+use log_flows::{Feed, Over};
 
 /// Until a raise that failed is tried again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -203,8 +203,16 @@ async fn run(
     let end = match Net::new().await {
         Ok(net) => {
             let net = Arc::new(net);
-            let mut tasks = spawn(settings, &handle, asked, &net, &interface, ports, vigil);
+            let (over, ending) = oneshot::channel();
+            let questions = (asked, ending);
+            let mut tasks = spawn(settings, &handle, questions, &net, &interface, ports, vigil);
             let end = watch_over(&interface, ports, stop).await;
+            let _ = over.send(match takes_device_away(end, &handle.backend) {
+                true => Over::WithItsFlows,
+                false => Over::WithoutItsFlows,
+            });
+            // It hears no more questions when it has told the last.
+            let _ = tokio::time::timeout(RELEASE, handle.usage.closed()).await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
             if takes_device_away(end, &handle.backend) {
@@ -242,7 +250,7 @@ async fn run(
 fn spawn(
     settings: &Settings,
     handle: &Handle,
-    asked: mpsc::Receiver<AskUsage>,
+    (asked, ending): (mpsc::Receiver<AskUsage>, oneshot::Receiver<Over>),
     net: &Arc<Net>,
     interface: &Interface,
     ports: &Ports,
@@ -293,7 +301,7 @@ fn spawn(
             plans: ports.plans.clone(),
             log: ports.flow_log.clone(),
         };
-        let task = feed.run(events, endings, asked);
+        let task = feed.run(events, endings, asked, ending);
         tasks.spawn(task.instrument(tracing::info_span!("flow_log")));
     }
     tasks

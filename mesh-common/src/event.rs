@@ -80,7 +80,7 @@ pub struct FlowEvent {
     pub direction: u8,
     /// Why it is denied; 0 for what is allowed.
     pub reason: u8,
-    /// TCP flags of the packet that is told of.
+    /// TCP flags of the denied packet; of ICMP its type.
     pub tcp: u8,
     /// Its bytes, from its IP header.
     pub length: u32,

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, flags};
+use mesh_common::packet::proto;
 use mesh_common::{Direction, DropReason};
 
 use crate::{Identity, RuleId};
@@ -80,9 +81,11 @@ pub struct Record {
     pub time: u64,
     /// When the flow was opened, or the first of the denied packets came.
     pub first: u64,
-    /// Of a denial that was only counted, the ports and addresses are zero but for the service's port;
-    /// of many that are told as one, that and the protocol are zero too.
+    /// Of a denial that was only counted, the ports and addresses are zero; of many that are told as one, the
+    /// protocol is too.
     pub key: FlowKey,
+    /// What policy calls the port: the service's, or the type of ICMP.
+    pub port: u16,
     /// Which way the flow was opened, or the denied packets went.
     pub direction: Direction,
     pub remote: Identity,
@@ -170,6 +173,11 @@ impl FlowLog {
             time: event.time,
             first: event.first,
             key: event.key,
+            port: match kind {
+                // Of ICMP they are no flags but the type.
+                EventKind::Denied if is_icmp(event.key.proto) => event.tcp.into(),
+                _ => service(&event.key, event.direction()),
+            },
             direction: event.direction(),
             remote: event.remote,
             local: event.local,
@@ -267,16 +275,15 @@ impl FlowLog {
     /// The walk is over: what it did not meet has ended in silence. `now` is of the packet path's
     /// clock.
     pub fn handle_walked(&mut self, now: u64) {
-        let unseen = |known: &Known| known.walk == Walk::Unseen;
-        let gone = self.flows.iter().filter(|(_, known)| unseen(known));
-        let gone: Vec<_> = gone.map(|(key, _)| *key).collect();
-        for key in gone {
-            self.end(&key, now);
-            self.flows.remove(&key);
-        }
+        self.forget(now, |known| known.walk == Walk::Unseen);
         for known in self.flows.values_mut() {
             known.walk = Walk::Unseen;
         }
+    }
+
+    /// The filter is taken away, and every flow with it. `now` is of the packet path's clock.
+    pub fn handle_over(&mut self, now: u64) {
+        self.forget(now, |_| true);
     }
 
     /// What the packet path counted of denials, all of it: told of where no event did. Of a peer that
@@ -335,6 +342,7 @@ impl FlowLog {
             time: entry.state.last_seen,
             first: entry.opened,
             key,
+            port: service(&key, entry.state.opened()),
             direction: entry.state.opened(),
             remote: entry.state.remote,
             local: entry.state.local,
@@ -426,6 +434,15 @@ impl FlowLog {
         }
     }
 
+    fn forget(&mut self, now: u64, is_gone: impl Fn(&Known) -> bool) {
+        let gone = self.flows.iter().filter(|(_, known)| is_gone(known));
+        let gone: Vec<_> = gone.map(|(key, _)| *key).collect();
+        for key in gone {
+            self.end(&key, now);
+            self.flows.remove(&key);
+        }
+    }
+
     /// The flow is over: `now`, unless it was closed.
     fn end(&mut self, key: &FlowKey, now: u64) {
         let Some(known) = self.flows.get(key) else {
@@ -439,6 +456,24 @@ impl FlowLog {
         }
     }
 }
+
+/// The port of a flow that was opened in this direction. Of ICMP only echoes are flows.
+fn service(key: &FlowKey, direction: Direction) -> u16 {
+    match (key.proto, direction) {
+        (proto::ICMP, _) => ECHO_REQUEST.into(),
+        (proto::ICMPV6, _) => ECHO_REQUEST_V6.into(),
+        (_, Direction::Ingress) => key.local_port.get(),
+        (_, Direction::Egress) => key.remote_port.get(),
+    }
+}
+
+const fn is_icmp(proto: u8) -> bool {
+    matches!(proto, proto::ICMP | proto::ICMPV6)
+}
+
+/// RFC 792 and RFC 4443.
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
 
 /// The packet path counts a flow's packets in words, which wrap within the hour at a million a second:
 /// with the turns that they have made since they were last seen.

@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use mesh_common::budget::{Bucket, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent, KIND_RATE, PEER_RATE};
 use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::packet::proto;
 use mesh_common::{Be16, Direction, Effect, Verdict, maps};
 
 use crate::maps::{DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
@@ -104,7 +105,10 @@ pub fn deny(key: &FlowKey, port: u16, tcp: u8, verdict: &Verdict, meta: &Meta) -
     let event = unsafe { &mut *event };
     fill(event, kind, key, verdict, meta);
     event.direction = meta.direction as u8;
-    event.tcp = tcp;
+    event.tcp = match key.proto {
+        proto::ICMP | proto::ICMPV6 => port as u8,
+        _ => tcp,
+    };
     event.first = entry.first;
     (event.bytes, event.packets) = match meta.direction {
         Direction::Ingress => ([entry.bytes, 0], [entry.packets, 0]),

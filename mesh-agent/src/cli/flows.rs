@@ -31,7 +31,13 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
             Ok(Some(record)) => record,
             Ok(None) if !follow => return Ok(ExitCode::SUCCESS),
             Ok(None) => return Err(gone()),
-            Err(status) => return Err(lost(status)),
+            Err(status) => {
+                let failed = Failed::from(status);
+                return Err(match failed.code {
+                    Failed::UNREACHABLE => gone(),
+                    _ => failed,
+                });
+            }
         };
         if json {
             say(&flow_log::json(&record).to_string())?;
@@ -41,11 +47,12 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
     }
 }
 
-/// An agent that dies breaks the stream off.
-fn lost(status: tonic::Status) -> Failed {
-    match status.code() {
-        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Internal => gone(),
-        _ => status.into(),
+/// A line of the policy, alone or as records have it: behind the file.
+pub(super) fn rule(text: &str) -> Result<u32, String> {
+    let line = text.rsplit_once(':').map_or(text, |(_, line)| line);
+    match line.parse() {
+        Ok(line) if line > 0 => Ok(line),
+        _ => Err("a line of the policy is wanted, from 1: 12, or policy.hujson:12".to_owned()),
     }
 }
 
@@ -59,10 +66,15 @@ fn gone() -> Failed {
 fn line(record: &v1::FlowRecord) -> String {
     let time = clock(Duration::from_nanos(record.time_ns));
     if record.kind == "lost" {
-        return format!(
-            "{time} lost       {} events of {} were not told",
-            record.packets, record.reason
-        );
+        let (count, what) = (record.packets, record.reason.as_str());
+        return match what {
+            "this file" | "this reader" => {
+                format!("{time} lost       {count} records: {what} was too slow")
+            }
+            _ => format!(
+                "{time} lost       {count} events of {what}: what the tables still hold is told all the same"
+            ),
+        };
     }
     format!(
         "{time} {:9}  {} > {} {}  {}/{} B  {}/{} packets{}",
@@ -95,7 +107,7 @@ fn end(proto: u32, end: Option<&v1::FlowEnd>) -> String {
         ("", "", _) if end.identity == 0 => format!("unknown{port}"),
         ("", "", _) => format!("identity {}{port}", end.identity),
         ("", _, _) => address,
-        (node, "", true) => format!("identity {}{port} (behind {node})", end.identity),
+        (node, "", true) => format!("behind {node}{port}"),
         (node, _, true) => format!("{address} (behind {node})"),
         (node, _, false) => format!("{node}{port}"),
     }
@@ -104,7 +116,7 @@ fn end(proto: u32, end: Option<&v1::FlowEnd>) -> String {
 fn why(record: &v1::FlowRecord) -> String {
     let (reason, place) = (record.reason.as_str(), record.place.as_str());
     let why = match (record.kind.as_str(), reason, place) {
-        ("revoked", _, "") if record.rule == 0 => "no rule allows it any more".to_owned(),
+        ("revoked", _, "") if record.rule == 0 => "no longer allowed".to_owned(),
         ("revoked", _, place) if !place.is_empty() => format!("denied by {place}"),
         (_, "", "") if record.rule != 0 => "by a rule that is no more".to_owned(),
         (_, one, "") | (_, "", one) => one.to_owned(),
@@ -208,13 +220,13 @@ mod tests {
             place: String::new(),
             ..routed
         };
-        insta::assert_snapshot!(line(&unknown), @"01:01:01.250 revoked    unknown > identity 7:22 (behind node) tcp  180/0 B  3/0 packets  no rule allows it any more");
+        insta::assert_snapshot!(line(&unknown), @"01:01:01.250 revoked    unknown > behind node:22 tcp  180/0 B  3/0 packets  no longer allowed");
         let lost = v1::FlowRecord {
             kind: "lost".to_owned(),
             reason: "denied".to_owned(),
             packets: 7,
             ..v1::FlowRecord::default()
         };
-        insta::assert_snapshot!(line(&lost), @"00:00:00.000 lost       7 events of denied were not told");
+        insta::assert_snapshot!(line(&lost), @"00:00:00.000 lost       7 events of denied: what the tables still hold is told all the same");
     }
 }

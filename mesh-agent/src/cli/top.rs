@@ -70,13 +70,21 @@ impl Seen {
     }
 
     /// How fast a counter grows, per second. An agent that starts begins anew.
-    fn rate(&self, before: Option<&Self>, elapsed: Duration, name: &str) -> u64 {
+    fn rate(&self, before: Option<&Self>, elapsed: Duration, name: &str) -> f64 {
         let before = before.and_then(|before| before.0.get(name));
         let (Some(before), Some(now)) = (before, self.0.get(name)) else {
-            return 0;
+            return 0.0;
         };
         let grown = now.saturating_sub(*before);
-        (grown as f64 / elapsed.as_secs_f64().max(0.001)) as u64
+        grown as f64 / elapsed.as_secs_f64().max(0.001)
+    }
+}
+
+/// Of packets: what comes once in a while is more than nothing.
+fn per_second(rate: f64) -> String {
+    match rate > 0.0 && rate < 10.0 {
+        true => format!("{rate:.1}/s"),
+        false => format!("{rate:.0}/s"),
     }
 }
 
@@ -87,15 +95,15 @@ fn lines(
     elapsed: Duration,
 ) -> Vec<String> {
     let rate = |name: String| seen.rate(before, elapsed, &name);
-    let per_second = |value| format!("{}/s", bytes(value));
+    let bytes_per_second = |rate: f64| format!("{}/s", bytes(rate as u64));
     let peers = top.peers.iter().take(ROWS).map(|peer| {
         [
             peer.name.clone(),
             peer.flows.to_string(),
             bytes(peer.received_bytes),
-            per_second(rate(format!("received {}", peer.name))),
+            bytes_per_second(rate(format!("received {}", peer.name))),
             bytes(peer.sent_bytes),
-            per_second(rate(format!("sent {}", peer.name))),
+            bytes_per_second(rate(format!("sent {}", peer.name))),
         ]
     });
     let header = ["PEER", "FLOWS", "RECEIVED", "NOW", "SENT", "NOW"];
@@ -110,7 +118,7 @@ fn lines(
             rule.place.clone(),
             rule.summary.clone(),
             rule.packets.to_string(),
-            format!("{}/s", rate(format!("rule {}", rule.rule))),
+            per_second(rate(format!("rule {}", rule.rule))),
         ]
     });
     lines.push(String::new());
@@ -125,7 +133,7 @@ fn lines(
             counter.reason.clone(),
             counter.direction.clone(),
             counter.packets.to_string(),
-            format!("{}/s", rate(name)),
+            per_second(rate(name)),
         ]
     });
     lines.push(String::new());

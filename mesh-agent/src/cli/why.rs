@@ -62,7 +62,7 @@ fn target(text: &str) -> Result<(String, u16, u8), Failed> {
 
 /// A protocol by name or number.
 pub(super) fn protocol(text: &str) -> Result<u8, Failed> {
-    match text {
+    match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(6),
         "udp" => Ok(17),
         "icmp" => Ok(1),

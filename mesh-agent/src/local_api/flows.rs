@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt as _};
 use mesh_api::v1;
 use mesh_core::flow::{Query, Verdict, Who};
+use mesh_core::netmap::Netmap;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -46,8 +47,7 @@ pub(super) fn records(
     Box::pin(records)
 }
 
-/// `domain`: the mesh's.
-pub(super) fn query(request: &v1::FlowsRequest, domain: Option<&str>) -> Result<Query, Status> {
+pub(super) fn query(request: &v1::FlowsRequest, netmap: Option<&Netmap>) -> Result<Query, Status> {
     let invalid = |what: &str| Status::invalid_argument(format!("{what} is out of range"));
     let port = request.port.map(u16::try_from).transpose();
     let proto = request.proto.map(u8::try_from).transpose();
@@ -56,7 +56,7 @@ pub(super) fn query(request: &v1::FlowsRequest, domain: Option<&str>) -> Result<
     let unknown = || Status::invalid_argument("there is no such verdict");
     let verdict = verdict.map(|word| Verdict::from_word(word).ok_or_else(unknown));
     Ok(Query {
-        peer: peer.map(|peer| Who::new(peer, domain)),
+        peer: peer.map(|peer| Who::new(peer, netmap)),
         rule: (request.line != 0).then_some(request.line),
         verdict: verdict.transpose()?,
         port: port.map_err(|_| invalid("port"))?,

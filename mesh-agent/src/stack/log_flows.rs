@@ -39,6 +39,15 @@ pub struct PeerUsage {
 /// To be answered with every peer's.
 pub type AskUsage = oneshot::Sender<anyhow::Result<Vec<PeerUsage>>>;
 
+/// What becomes of flows when nobody feeds the log from here any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Over {
+    /// The filter goes on, or its tables are taken over.
+    WithoutItsFlows,
+    /// The filter is taken away.
+    WithItsFlows,
+}
+
 pub(super) struct Feed {
     pub(super) enforcer: Arc<Enforcer>,
     pub(super) plans: Plans,
@@ -46,12 +55,13 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Runs until there are no more events.
+    /// Runs until there are no more events, or it is `over`.
     pub(super) async fn run(
         self,
         mut events: mpsc::Receiver<FlowEvent>,
         mut ended: mpsc::Receiver<Ended>,
         mut asked: mpsc::Receiver<AskUsage>,
+        mut over: oneshot::Receiver<Over>,
     ) {
         let mut machine = flow::FlowLog::default();
         let mut names = Names::default();
@@ -62,7 +72,8 @@ impl Feed {
             ticks
         };
         let (mut walk, mut close) = (every(WALK), every(CLOSE));
-        loop {
+        let mut is_over = false;
+        while !is_over {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => machine.handle_event(&event),
@@ -76,6 +87,17 @@ impl Feed {
                 Some(asked) = asked.recv() => {
                     // Nobody may wait for it any more.
                     let _ = asked.send(self.usage(&mut machine, &names));
+                }
+                over = &mut over => {
+                    // What was carried since is not lost.
+                    let walked = self.walk(&mut machine);
+                    if let Err(error) = walked {
+                        tracing::warn!(error = brief(&error), "read the flows at last");
+                    }
+                    if matches!(over, Ok(Over::WithItsFlows)) {
+                        machine.handle_over(self.nanoseconds());
+                    }
+                    is_over = true;
                 }
                 _ = close.tick() => self.close(&mut machine),
                 _ = walk.tick() => match self.walk(&mut machine) {
@@ -130,7 +152,12 @@ impl Feed {
         }
         let peers = machine.usage().iter().map(|(number, usage)| PeerUsage {
             number: *number,
-            name: names.peer(*number).map(|peer| peer.name.to_string()),
+            name: names
+                .peer(*number)
+                .map(|peer| match names.is_former(*number) {
+                    true => format!("{} (removed)", peer.name),
+                    false => peer.name.to_string(),
+                }),
             flows: flows.get(number).copied().unwrap_or(0),
             usage: *usage,
         });

@@ -77,17 +77,13 @@ fn folded(others: Vec<(DenyKey, DenyEntry)>) -> BTreeMap<DenyKey, DenyEntry> {
     folded
 }
 
-/// Under which the packet path counts what a record of a denial tells of. Of ICMP the record does not
-/// say the type, so the table will tell of it once more.
+/// Under which the packet path counts what a record of a denial tells of.
 pub(super) fn deny_key(record: &Record) -> DenyKey {
     DenyKey {
         remote: record.remote,
         local: record.local,
         peer: record.peer,
-        port: match record.direction {
-            Direction::Ingress => record.key.local_port,
-            Direction::Egress => record.key.remote_port,
-        },
+        port: Be16::new(record.port),
         proto: record.key.proto,
         direction: record.direction as u8,
         reason: record.reason.map_or(0, |reason| reason as u8),
@@ -102,17 +98,15 @@ fn counted_denial(key: &DenyKey, entry: &DenyEntry) -> Record {
     } else {
         Direction::Ingress
     };
-    let mut flow = FlowKey::NONE;
-    flow.proto = key.proto;
-    match direction {
-        Direction::Ingress => flow.local_port = key.port,
-        Direction::Egress => flow.remote_port = key.port,
-    }
     let mut record = Record {
         kind: Kind::Denied,
         time: entry.last,
         first: entry.first,
-        key: flow,
+        key: FlowKey {
+            proto: key.proto,
+            ..FlowKey::NONE
+        },
+        port: key.port.get(),
         direction,
         remote: key.remote,
         local: key.local,

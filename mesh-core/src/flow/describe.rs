@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Kind, Names, Record};
-use crate::netmap::Rule;
+use super::{Kind, Names, Record, is_icmp};
+use crate::netmap::{Peer, Rule};
 use crate::node::{Addresses, Name, Tag, UserName};
 use crate::{Direction, Identity};
 
@@ -38,6 +38,8 @@ pub struct Described {
 pub struct End {
     /// `None` where the packet path kept no address.
     pub address: Option<IpAddr>,
+    /// Of ICMP, the source's is the identifier of an echo, the destination's the type; 0 where the packet
+    /// path kept none.
     pub port: u16,
     pub identity: Identity,
     /// The node's name, its tags, its user.
@@ -53,7 +55,7 @@ impl Record {
     pub fn describe(&self, names: &Names, epoch: Duration) -> Described {
         let remote = End {
             address: address(self.key.remote.into()),
-            port: self.key.remote_port.get(),
+            port: 0,
             identity: self.remote,
             node: None,
             is_behind: false,
@@ -62,15 +64,19 @@ impl Record {
         };
         let local = End {
             address: address(self.key.local.into()),
-            port: self.key.local_port.get(),
             identity: self.local,
             ..remote.clone()
         };
         let remote = far(remote, self.peer, names);
         let local = near(local, names);
-        let (source, destination, [forth, back]) = match self.direction {
+        let (mut source, mut destination, [forth, back]) = match self.direction {
             Direction::Ingress => (remote, local, [0, 1]),
             Direction::Egress => (local, remote, [1, 0]),
+        };
+        destination.port = self.port;
+        source.port = match self.direction {
+            Direction::Egress if !is_icmp(self.key.proto) => self.key.local_port.get(),
+            _ => self.key.remote_port.get(),
         };
         let rule = (self.rule.0 != 0).then(|| (self.rule.0, names.rule(self.rule).cloned()));
         Described {
@@ -100,7 +106,7 @@ fn far(end: End, number: u32, names: &Names) -> End {
         number => names.peer(number),
     };
     match peer {
-        Some(peer) => of(end, &peer.name, &peer.tags, &peer.user, &peer.addresses),
+        Some(peer) => named(end, peer, names),
         None => end,
     }
 }
@@ -108,17 +114,23 @@ fn far(end: End, number: u32, names: &Names) -> End {
 /// This node, unless it only passes on what comes from another.
 fn near(end: End, names: &Names) -> End {
     if let Some(peer) = end.address.and_then(|address| names.peer_at(address)) {
-        return of(end, &peer.name, &peer.tags, &peer.user, &peer.addresses);
+        return named(end, peer, names);
     }
-    let Some(me) = names.me() else {
-        return end;
-    };
-    let is_other = end.address.is_none() && names.own_identity() != Some(end.identity);
-    let end = of(end, &me.name, &me.tags, &me.user, &me.addresses);
-    End {
-        is_behind: end.is_behind || is_other,
-        ..end
+    match names.me() {
+        Some(me) => of(end, &me.name, &me.tags, &me.user, &me.addresses, names),
+        None => end,
     }
+}
+
+fn named(end: End, peer: &Peer, names: &Names) -> End {
+    of(
+        end,
+        &peer.name,
+        &peer.tags,
+        &peer.user,
+        &peer.addresses,
+        names,
+    )
 }
 
 fn of(
@@ -127,12 +139,19 @@ fn of(
     tags: &BTreeSet<Tag>,
     user: &Option<UserName>,
     addresses: &Addresses,
+    names: &Names,
 ) -> End {
+    let is_behind = match end.address {
+        Some(address) => !addresses.contains(address),
+        // Who is behind a node has another identity than the node.
+        None => {
+            let own = names.identity(addresses);
+            end.identity != Identity::UNKNOWN && own.is_some_and(|own| own != end.identity)
+        }
+    };
     End {
         node: Some(name.to_string()),
-        is_behind: end
-            .address
-            .is_some_and(|address| !addresses.contains(address)),
+        is_behind,
         tags: tags.iter().map(ToString::to_string).collect(),
         user: user.as_ref().map(ToString::to_string),
         ..end

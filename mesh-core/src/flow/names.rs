@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::FlowLog;
 use crate::netmap::{Me, Netmap, Peer, Rule};
-use crate::node::NodeId;
+use crate::node::{Addresses, NodeId};
 use crate::{Identity, RuleId};
 
 /// The newest netmap, and of those before it what is still spoken of.
@@ -72,10 +72,10 @@ impl Names {
         self.newest.as_ref().map(|netmap| &netmap.me)
     }
 
-    /// Who this node is to the policy.
-    pub(super) fn own_identity(&self) -> Option<Identity> {
+    /// Who a node with these addresses is to the policy.
+    pub(super) fn identity(&self, addresses: &Addresses) -> Option<Identity> {
         let netmap = self.newest.as_ref()?;
-        let own = IpAddr::from(netmap.me.addresses.v4);
+        let own = IpAddr::from(addresses.v4);
         netmap.policy.identities.get(&own.into()).copied()
     }
 
@@ -91,6 +91,11 @@ impl Names {
         let newest = self.newest.as_ref();
         let known = newest.and_then(|netmap| netmap.peers.get(&id));
         known.or_else(|| self.peers.get(&id).map(|former| &former.value))
+    }
+
+    /// Whether a node is no peer any more.
+    pub fn is_former(&self, number: u32) -> bool {
+        self.peers.contains_key(&node(number))
     }
 
     /// The node that has an address.

@@ -6,6 +6,7 @@ use mesh_common::DropReason;
 use mesh_common::packet::proto;
 
 use super::{Described, End};
+use crate::netmap::Netmap;
 
 /// Every part that is set must hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -26,27 +27,43 @@ pub struct Query {
 pub struct Who {
     text: String,
     address: Option<IpAddr>,
+    /// The node that has the address: some records know no more than that.
+    node: Option<String>,
 }
 
 impl Who {
-    /// `domain`: the mesh's, which a node's name may end with.
-    pub fn new(text: &str, domain: Option<&str>) -> Self {
+    /// `netmap` is asked whose an address is, and for the domain that a node's name may end with.
+    pub fn new(text: &str, netmap: Option<&Netmap>) -> Self {
         let text = text.trim_end_matches('.').to_ascii_lowercase();
-        let name = domain
-            .and_then(|domain| text.strip_suffix(domain))
+        let address = text.parse::<IpAddr>().ok();
+        let name = netmap
+            .and_then(|netmap| text.strip_suffix(&netmap.mesh.domain))
             .and_then(|name| name.strip_suffix('.'));
         Self {
-            address: text.parse().ok(),
+            node: netmap.zip(address).and_then(|(netmap, address)| {
+                let mut peers = netmap.peers.values();
+                let peer = peers.find(|peer| peer.addresses.contains(address));
+                let is_mine = netmap.me.addresses.contains(address);
+                let me = is_mine.then_some(&netmap.me.name);
+                me.or_else(|| peer.map(|peer| &peer.name))
+                    .map(ToString::to_string)
+            }),
+            address,
             text: name.unwrap_or(&text).to_owned(),
         }
     }
 
     fn is(&self, end: &End) -> bool {
         let is = |name: &String| name.eq_ignore_ascii_case(&self.text);
-        (self.address.is_some() && end.address == self.address)
-            || end.node.as_ref().is_some_and(is)
-            || end.user.as_ref().is_some_and(is)
-            || end.tags.iter().any(is)
+        match (self.address, end.address) {
+            (Some(wanted), Some(address)) => wanted == address,
+            (Some(_), None) => !end.is_behind && end.node.is_some() && end.node == self.node,
+            (None, _) => {
+                end.node.as_ref().is_some_and(is)
+                    || end.user.as_ref().is_some_and(is)
+                    || end.tags.iter().any(is)
+            }
+        }
     }
 }
 
@@ -65,9 +82,10 @@ impl Verdict {
         ["allowed", "denied"].into_iter().chain(reasons)
     }
 
-    /// `None` for any other word.
+    /// `None` for any other word; in any case.
     pub fn from_word(word: &str) -> Option<Self> {
-        match word {
+        let word = word.to_ascii_lowercase();
+        match word.as_str() {
             "allowed" => Some(Self::Allowed),
             "denied" => Some(Self::Denied),
             reason => DropReason::ALL

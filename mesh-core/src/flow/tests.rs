@@ -225,6 +225,22 @@ fn a_flow_that_vanishes_has_ended_in_silence() {
 }
 
 #[test]
+fn flows_end_with_the_filter() {
+    let mut log = FlowLog::default();
+    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(23), &entry(100, BOTH_FINS));
+    log.handle_flow(key(24), &entry(100, flags::DENIED));
+    told(&mut log);
+    log.handle_over(40);
+    assert_eq!(
+        told(&mut log),
+        [(Kind::Idle, [100, 50]), (Kind::Closed, [100, 50])]
+    );
+    log.handle_walked(50);
+    assert_eq!(told(&mut log), []);
+}
+
+#[test]
 fn one_way_flows_go_on_being_told_of_and_a_flood_of_them_is_not() {
     let mut log = FlowLog::default();
     log.handle_event(&event(EventKind::Opened, 514));
@@ -270,11 +286,7 @@ fn denials_that_no_event_told_of_are_found_in_the_table() {
     log.handle_event(&event(EventKind::Denied, 23));
     assert_eq!(told(&mut log), [(Kind::Denied, [60, 0])]);
     let counted = |port, packets| {
-        let mut key = deny_key(&Record {
-            key: key(port),
-            ..record()
-        });
-        key.port = Be16::new(port);
+        let key = deny_key(&Record { port, ..record() });
         let entry = DenyEntry {
             packets,
             bytes: packets * 60,
@@ -320,12 +332,12 @@ fn a_peer_that_tries_every_port_is_told_of_in_few_lines() {
         records.map(|record| record.packets[0]).sum::<u64>()
     };
     assert_eq!((packets(2), packets(3)), (1_004, 1));
-    let named = |port| records.iter().any(|r| r.key.local_port.get() == port);
+    let named = |port| records.iter().any(|r| r.port == port);
     assert!(named(900), "the most frequent");
     let folded = records.iter().find(|r| r.peer == 2 && r.key.proto == 0);
     let folded = folded.unwrap();
     assert_eq!(folded.packets[0], 1_000 - OF_ONE_PEER as u64);
-    assert_eq!((folded.key.local_port.get(), folded.time), (0, 2_000));
+    assert_eq!((folded.port, folded.time), (0, 2_000));
     assert_eq!(folded.reason, Some(DropReason::NoRule));
     assert_eq!(folded.rule, RuleId(7));
 }

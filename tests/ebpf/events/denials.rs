@@ -6,6 +6,7 @@ use mesh_agent::dataplane::EventKind::Denied;
 use mesh_agent::dataplane::FlowEvent;
 use mesh_common::event::{DenyEntry, DenyKey, RETELL};
 use mesh_common::flow::FlowKey;
+use mesh_common::packet::proto;
 use mesh_common::{Address, Be16, DropReason};
 use mesh_core::Direction::{Egress, Ingress};
 use mesh_core::{Identity, RuleId};
@@ -220,7 +221,10 @@ fn a_denial_says_all_of_its_packets() {
             kind: Denied as u8,
             direction: direction as u8,
             reason: same.reason,
-            tcp: tcp_flags,
+            tcp: match flow.proto {
+                proto::ICMP | proto::ICMPV6 => same.port.get() as u8,
+                _ => tcp_flags,
+            },
             length: length as u32,
         };
         assert_eq!(first, expected);

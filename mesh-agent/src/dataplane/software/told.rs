@@ -6,6 +6,7 @@ use mesh_common::budget::{Bucket, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, KIND_RATE, PEER_RATE};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps::DENY_CAPACITY;
+use mesh_common::packet::proto;
 use mesh_common::{Be16, Direction, Verdict};
 use tokio::sync::mpsc;
 
@@ -91,6 +92,10 @@ impl Told {
         entry.told = DenyEntry::tick(packet.now);
         let mut event = FlowEvent {
             first: entry.first,
+            tcp: match packet.key.proto {
+                proto::ICMP | proto::ICMPV6 => packet.port as u8,
+                _ => packet.tcp,
+            },
             ..packet.event(EventKind::Denied)
         };
         event.bytes[packet.direction as usize] = entry.bytes;

@@ -40,7 +40,7 @@ fn netmap(generation: u64, peers: &[u64], rules: &[u32]) -> Arc<Netmap> {
         };
         (RuleId(*id), rule)
     };
-    let own = std::net::IpAddr::from(addresses(1).v4);
+    let host = |host: u8| ipnet::IpNet::from(std::net::IpAddr::from(addresses(host).v4));
     Arc::new(Netmap {
         mesh: Mesh {
             id: MeshId([0; 16]),
@@ -64,7 +64,7 @@ fn netmap(generation: u64, peers: &[u64], rules: &[u32]) -> Arc<Netmap> {
         },
         peers: peers.iter().map(peer).collect(),
         policy: NodePolicy {
-            identities: [(own.into(), Identity(16))].into(),
+            identities: [(host(1), Identity(16)), (host(2), Identity(18))].into(),
             rules: rules.iter().map(rule).collect(),
             ..NodePolicy::default()
         },
@@ -128,11 +128,17 @@ fn ends_are_named_by_node_and_by_who_is_behind_it() {
         ..record
     };
     check(&counted, ("peer-2", false), ("me", false));
-    let other = Record {
+    let routed = Record {
+        remote: Identity(20),
         local: Identity(17),
         ..counted
     };
-    check(&other, ("peer-2", false), ("me", true));
+    check(&routed, ("peer-2", true), ("me", true));
+    let unknown = Record {
+        local: Identity::UNKNOWN,
+        ..counted
+    };
+    check(&unknown, ("peer-2", false), ("me", false));
 }
 
 #[test]
@@ -184,7 +190,7 @@ fn verdict(word: &str) -> Query {
 
 fn peer(who: &str) -> Query {
     Query {
-        peer: Some(Who::new(who, Some("mesh.internal"))),
+        peer: Some(Who::new(who, Some(&netmap(1, &[2], &[7])))),
         ..Query::default()
     }
 }
@@ -213,6 +219,11 @@ fn a_query_picks_records() {
     for who in ["100.64.0.3", "peer", "peer-2.other", "tag:other"] {
         check(peer(who), false);
     }
+    let mut counted = record();
+    counted.key.remote = Address::default();
+    let counted = described(&counted, &names);
+    assert_eq!(counted.source.address, None);
+    assert!(peer("100.64.0.2").matches(&counted) && !peer("100.64.0.3").matches(&counted));
     let port = |port| Query {
         port: Some(port),
         ..Query::default()
@@ -245,8 +256,40 @@ fn icmp_is_that_of_both_families() {
     assert!(!matches(58, 1) && !matches(1, 6) && !matches(6, 1));
 }
 
+/// Who asks is told apart by the identifier of the echo, what is asked by the type.
+#[test]
+fn icmp_has_an_identifier_and_a_type() {
+    for (proto, kind) in [(proto::ICMP, 8), (proto::ICMPV6, 128)] {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let told = |kind, tcp| {
+                let mut log = FlowLog::default();
+                log.handle_event(&FlowEvent {
+                    key: FlowKey {
+                        remote_port: Be16::new(0x1234),
+                        local_port: Be16::new(direction as u16),
+                        proto,
+                        ..key(0)
+                    },
+                    direction: direction as u8,
+                    tcp,
+                    ..event(kind, 0)
+                });
+                let record = log.poll_record().unwrap();
+                (record, described(&record, &Names::default()))
+            };
+            let (_, opened) = told(EventKind::Opened, 0);
+            let ports = (opened.source.port, opened.destination.port);
+            assert_eq!(ports, (0x1234, kind), "{direction:?}");
+            let (record, denied) = told(EventKind::Denied, 135);
+            assert_eq!(denied.destination.port, 135);
+            assert_eq!(deny_key(&record).port.get(), 135);
+        }
+    }
+}
+
 #[test]
 fn every_word_for_a_verdict_is_one() {
     assert!(Verdict::words().all(|word| Verdict::from_word(word).is_some()));
+    assert_eq!(Verdict::from_word("Denied"), Some(Verdict::Denied));
     assert_eq!(Verdict::from_word("dennied"), None);
 }
