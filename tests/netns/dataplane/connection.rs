@@ -8,6 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use mesh_tests::mesh::{Family, Mesh};
 use mesh_tests::{Lab, User, eventually, scaled};
 use rustix::net::sockopt::set_socket_reuseaddr;
@@ -32,6 +33,12 @@ fn connect(to: IpAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(scaled(SOON)))?;
     Ok(stream)
+}
+
+fn listener(mesh: &Mesh) -> TcpListener {
+    let node = &mesh.node("node").host;
+    let listener = node.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, SERVICE)));
+    listener.unwrap().unwrap()
 }
 
 /// One connection, from its first packet to its last.
@@ -81,11 +88,7 @@ fn told(mesh: &Mesh, name: &str) -> (Vec<Vec<String>>, Vec<[u64; 4]>) {
 
 fn is_told_of_from_open_to_close(mesh: &Mesh) {
     let to = mesh.node("node").address(Family::V4).unwrap();
-    let node = &mesh.node("node").host;
-    let listener = node
-        .inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, SERVICE)))
-        .unwrap()
-        .unwrap();
+    let listener = listener(mesh);
     for _ in 0..2 {
         talk(mesh, &listener, to);
     }
@@ -109,7 +112,6 @@ fn is_told_of_from_open_to_close(mesh: &Mesh) {
             );
         }
     }
-    println!("{:?} {:?}", told(mesh, "node").1, told(mesh, "operator").1);
     std::thread::sleep(scaled(WALKED));
     for name in ["node", "operator"] {
         let (flows, _) = told(mesh, name);
@@ -151,6 +153,30 @@ fn a_connection_is_told_of_from_open_to_close_and_once() {
 fn a_connection_judged_in_process_is_told_of_alike() {
     let lab = Lab::of_release_build().unwrap();
     is_told_of_from_open_to_close(&Mesh::in_process(lab, &policy()).unwrap());
+}
+
+#[test]
+fn flows_end_with_the_filter_and_with_all_that_they_carried() {
+    let lab = Lab::of_release_build().unwrap();
+    let mesh = Mesh::of_roles(lab, &policy(), backend()).unwrap();
+    let to = mesh.node("node").address(Family::V4).unwrap();
+    let listener = listener(&mesh);
+    let operator = &mesh.node("operator").host;
+    let mut connection = operator.inside(|| connect(to)).unwrap().unwrap();
+    let (mut served, _) = listener.accept().unwrap();
+    connection.write_all(&vec![0; QUESTION]).unwrap();
+    served.read_exact(&mut vec![0; QUESTION]).unwrap();
+    mesh.node("node").mesh(&["down"]).unwrap();
+    let last = eventually(SOON, || {
+        let arguments = ["flows", "--json", "--port", "22"];
+        let text = mesh.node("node").host.run("mesh", &arguments)?;
+        let last = text.lines().last().context("no record")?;
+        let last: Value = serde_json::from_str(last)?;
+        anyhow::ensure!(last["kind"] == "idle", "{last}");
+        Ok(last)
+    });
+    let carried = last.unwrap()["bytes"].as_u64().unwrap();
+    assert!(carried > QUESTION as u64, "{carried}");
 }
 
 #[test]
