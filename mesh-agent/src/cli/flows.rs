@@ -59,7 +59,7 @@ pub(super) fn rule(text: &str) -> Result<u32, String> {
 fn gone() -> Failed {
     Failed::new(
         Failed::UNREACHABLE,
-        "the agent has ended; `mesh flows --follow` goes on when it runs again",
+        "the agent has ended; ask again when it runs",
     )
 }
 
