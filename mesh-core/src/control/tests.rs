@@ -1,11 +1,13 @@
 //! The session against a coordinator played by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::key::{MachineKey, NodeKey};
 use crate::netmap::{Me, NodePolicy};
-use crate::node::{Addresses, Name};
+use crate::node::{Addresses, Epoch, Generation, MeshId, Name, NodeId, UnixTime};
 use crate::world::{Mesh, Pools};
 
 const MESH: MeshId = MeshId([7; 16]);
