@@ -303,17 +303,7 @@ fn a_counted_denial_names_the_rule_that_denies() {
 fn an_error_about_anothers_flow_is_the_senders() {
     let mut kernel = kernel();
     handshake(&mut kernel);
-    let quoted = Body::Tcp {
-        source: 22,
-        destination: 40_000,
-        flags: ACK,
-    };
-    let error = Body::IcmpError {
-        kind: 3,
-        code: 1,
-        quoted: Box::new(packet(PEER, Egress, quoted)),
-    };
-    let error = packet(OTHER, Ingress, error).bytes();
+    let error = error(OTHER, 3, 1);
     let sender = tables().identity(OTHER.into());
     for reason in ["icmp error from a third node", "revoked"] {
         kernel.events();
