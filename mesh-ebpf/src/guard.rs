@@ -3,6 +3,8 @@
 //! Without this a neighbour on the LAN can send to the address behind the tunnel and learn from the
 //! answers who talks in it (CVE-2019-14899). The tunnel's own outer packets are addressed to the
 //! underlay and pass; what the host sends to itself goes over loopback, which carries no guard.
+//!
+//! Not all that the kernel delivers looks like IP when it passes here: it may be in tags yet.
 
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
@@ -15,31 +17,61 @@ use crate::maps::CFG;
 use crate::meta::{self, Meta};
 use crate::{events, stats};
 
+/// VLAN tags that are read through; nobody stacks more.
+const TAGS: usize = 4;
+
+/// What a packet says of itself.
+struct Header {
+    source: Address,
+    destination: Address,
+    proto: u8,
+    /// Of the packet, by its IP header.
+    length: u32,
+}
+
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> i32 {
     // SAFETY: a field of the context that the kernel lets classifiers read.
     let protocol = unsafe { (*ctx.skb.skb).protocol } as u16;
+    let mut protocol = u16::from_be(protocol);
     // Relative to the network header: this serves Ethernet, PPP and tunnels alike.
-    let (source, destination, proto, length) = match u16::from_be(protocol) {
-        0x0800 => match load::<[u32; 5]>(ctx) {
-            Some(h) => (
-                Address::from_v4_word(h[3]),
-                Address::from_v4_word(h[4]),
-                u32::from_be(h[2]) >> 16,
-                u32::from_be(h[0]) & 0xffff,
-            ),
-            None => return NEXT,
-        },
-        0x86dd => match load::<[u32; 10]>(ctx) {
-            Some(h) => (
-                Address::from_words([h[2], h[3], h[4], h[5]]),
-                Address::from_words([h[6], h[7], h[8], h[9]]),
-                u32::from_be(h[1]) >> 8,
-                (u32::from_be(h[1]) >> 16) + 40,
-            ),
-            None => return NEXT,
-        },
-        _ => return NEXT,
+    let mut at = 0;
+    // The kernel has taken one tag off. It takes off the next, of the VLAN 0 (IEEE 802.1Q, a priority and no
+    // network), only behind this program, and delivers what is in them all.
+    for _ in 0..TAGS {
+        if !is_tag(protocol) {
+            break;
+        }
+        let Some([_, next]) = load::<[u16; 2]>(ctx, at) else {
+            return NEXT;
+        };
+        protocol = u16::from_be(next);
+        at += size_of::<[u16; 2]>() as u32;
+    }
+    let header = match protocol {
+        0x0800 => load::<[u32; 5]>(ctx, at).map(|h| Header {
+            source: Address::from_v4_word(h[3]),
+            destination: Address::from_v4_word(h[4]),
+            proto: (u32::from_be(h[2]) >> 16) as u8,
+            length: u32::from_be(h[0]) & 0xffff,
+        }),
+        0x86dd => load::<[u32; 10]>(ctx, at).map(|h| Header {
+            source: Address::from_words([h[2], h[3], h[4], h[5]]),
+            destination: Address::from_words([h[6], h[7], h[8], h[9]]),
+            proto: (u32::from_be(h[1]) >> 8) as u8,
+            length: (u32::from_be(h[1]) >> 16) + 40,
+        }),
+        // What is in so many tags we cannot say, and the kernel would look.
+        tag if is_tag(tag) => Some(Header {
+            source: Address::default(),
+            destination: Address::default(),
+            proto: 0,
+            length: ctx.len(),
+        }),
+        _ => None,
+    };
+    let Some(header) = header else {
+        return NEXT;
     };
     let Some(config) = CFG.get(0) else {
         return DROP;
@@ -55,31 +87,38 @@ pub fn run(ctx: &TcContext) -> i32 {
     };
     // Nor does anybody send as this node: what the host forwards into the mesh would pass for its own. The
     // unspecified address is nobody's, even while we know none of ours (RFC 4862, 5.4.2).
-    let forged = is_ours(&source) && !source.is_same(&Address::default());
-    if !forged && !is_ours(&destination) {
+    let forged = is_ours(&header.source) && !header.source.is_same(&Address::default());
+    if !is_tag(protocol) && !forged && !is_ours(&header.destination) {
         return NEXT;
     }
     let verdict = Verdict::refused(DropReason::Guarded);
     let key = FlowKey {
-        remote: source,
-        local: destination,
-        proto: proto as u8,
+        remote: header.source,
+        local: header.destination,
+        proto: header.proto,
         ..FlowKey::NONE
     };
-    let meta = Meta::new(ctx, length, Direction::Ingress, meta::now(config));
+    let meta = Meta::new(ctx, header.length, Direction::Ingress, meta::now(config));
     stats::count(&verdict, &meta);
     events::deny(&key, 0, 0, &verdict, &meta);
     DROP
 }
 
+/// IEEE 802.1Q and 802.1ad, as the kernel takes them off.
 #[inline(always)]
-fn load<T>(ctx: &TcContext) -> Option<T> {
+const fn is_tag(protocol: u16) -> bool {
+    matches!(protocol, 0x8100 | 0x88a8)
+}
+
+/// At so many bytes from the network header.
+#[inline(always)]
+fn load<T>(ctx: &TcContext, at: u32) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::uninit();
     // SAFETY: the helper fills exactly the bytes that it is given, or reports that it did not.
     unsafe {
         let read = bpf_skb_load_bytes_relative(
             ctx.skb.skb.cast(),
-            0,
+            at,
             value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             BPF_HDR_START_NET,

@@ -73,6 +73,63 @@ fn the_guard_lets_nothing_in_to_our_mesh_addresses() {
     assert_eq!(guard(&arp), NEXT);
 }
 
+/// The kernel takes tags of the VLAN 0 off behind the guard, one after the other.
+#[test]
+fn the_guard_reads_through_tags() {
+    let mut kernel = kernel();
+    let tagged = |tags: &[u16], source: &str, destination: &str| {
+        let mut frame = frame(source, destination);
+        for tag in tags.iter().rev() {
+            let [high, low] = tag.to_be_bytes();
+            // Priority 7, which says nothing of the VLAN.
+            frame.splice(12..12, [high, low, 0xe0, 0]);
+        }
+        frame
+    };
+    for tags in [
+        &[0x8100][..],
+        &[0x88a8],
+        &[0x88a8, 0x8100],
+        &[0x8100, 0x88a8, 0x8100],
+        &[0x8100; 4],
+    ] {
+        for (source, destination, expected) in [
+            ("192.168.1.2", "100.64.0.1", DROP),
+            ("192.168.1.2", "100.64.0.2", NEXT),
+            ("100.64.0.1", "100.64.0.2", DROP),
+            ("2001:db8::1", "fd00:a:b:c:d:e:f:1", DROP),
+            ("2001:db8::1", "fd00:a:b:c:d:e:f:2", NEXT),
+            ("fd00:a:b:c:d:e:f:1", "2001:db8::1", DROP),
+        ] {
+            let frame = tagged(tags, source, destination);
+            let outcome = kernel.run_program("guard", &frame, 1).0;
+            assert_eq!(outcome, expected, "{tags:x?}: {source} to {destination}");
+        }
+        let mut arp = tagged(tags, "192.168.1.2", "100.64.0.1");
+        arp[12 + 4 * tags.len() + 1] = 0x06;
+        assert_eq!(kernel.run_program("guard", &arp, 1).0, NEXT);
+        // Neither does the kernel find anything behind half a tag, or half a header.
+        let frame = tagged(tags, "192.168.1.2", "100.64.0.1");
+        for cut in 14..14 + 4 * tags.len() + 20 {
+            assert_eq!(kernel.run_program("guard", &frame[..cut], 1).0, NEXT);
+        }
+    }
+    kernel.events();
+    // Who can say what is in there?
+    let hidden = tagged(&[0x8100; 5], "192.168.1.2", "192.168.1.1");
+    let slot = (Ingress, DropReason::Guarded);
+    let bytes = |kernel: &mut Kernel| kernel.dataplane().counters().unwrap().dropped[&slot].bytes;
+    let before = bytes(&mut kernel);
+    assert_eq!(kernel.run_program("guard", &hidden, 1).0, DROP);
+    assert_eq!(bytes(&mut kernel), before + hidden.len() as u64);
+    let denials = kernel.denials();
+    assert!(denials.keys().any(|key| key.unwrap().proto == 0));
+    let [event] = kernel.events()[..] else {
+        panic!("one event");
+    };
+    assert_eq!(event.key, FlowKey::NONE);
+}
+
 /// It asks whether an address is anybody's, as neighbour discovery does.
 #[test]
 fn the_guard_lets_an_address_be_tried_out_before_it_knows_ours() {

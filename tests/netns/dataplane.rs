@@ -16,3 +16,4 @@ mod guard;
 mod life;
 mod revoke;
 mod see;
+mod tags;
