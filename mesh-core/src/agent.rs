@@ -170,9 +170,11 @@ impl State {
         self.prefs = Prefs { up: true, ..prefs };
         self.outputs.push_back(Output::Remember);
         self.health.clear("NodeDeleted");
-        self.disconnected
-            .get_or_insert_with(|| (now, "not connected yet".to_owned()));
         self.session.handle_up(enroll, now);
+        if !self.session.is_connected() {
+            self.disconnected
+                .get_or_insert_with(|| (now, "not connected yet".to_owned()));
+        }
         self.report();
         self.settle(now);
     }

@@ -222,6 +222,24 @@ fn the_coordinator_hears_of_a_plan_when_everything_that_enforces_applied_it() {
 }
 
 #[test]
+fn up_is_no_news_to_a_node_that_is_connected() {
+    let now = start();
+    let mut state = restarted(1_000, now);
+    state.handle_hello(hello(), now);
+    assert!(state.is_connected());
+    let routes = ["10.9.0.0/16".parse().unwrap()].into();
+    let prefs = Prefs {
+        advertised_routes: routes,
+        ..prefs()
+    };
+    state.handle_up(prefs, None, now);
+    assert!(state.is_connected());
+    assert_eq!(state.disconnected(), None);
+    state.handle_timeout(now + UNREACHABLE_AFTER);
+    assert!(names(&state).is_empty(), "{:?}", names(&state));
+}
+
+#[test]
 fn an_unreachable_coordinator_is_told_after_a_while_and_takes_nothing_away() {
     let now = start();
     let mut state = restarted(1_000, now);
