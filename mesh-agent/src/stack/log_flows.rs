@@ -155,7 +155,7 @@ impl Feed {
             name: names
                 .peer(*number)
                 .map(|peer| match names.is_former(*number) {
-                    true => format!("{} (removed)", peer.name),
+                    true => format!("{} (no peer now)", peer.name),
                     false => peer.name.to_string(),
                 }),
             flows: flows.get(number).copied().unwrap_or(0),

@@ -40,6 +40,9 @@ impl Names {
         let Some(before) = self.newest.replace(netmap.clone()) else {
             return;
         };
+        self.rules
+            .retain(|id, _| !netmap.policy.rules.contains_key(id));
+        self.peers.retain(|id, _| !netmap.peers.contains_key(id));
         for (id, rule) in &before.policy.rules {
             if !netmap.policy.rules.contains_key(id) {
                 self.rules.insert(*id, Former::new(rule));
