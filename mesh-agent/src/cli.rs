@@ -139,7 +139,7 @@ struct Flows {
     peer: Option<String>,
     /// Only flows that the rule on this line of the policy decided: 12, or policy.hujson:12
     #[arg(long, value_name = "LINE", value_parser = flows::rule)]
-    rule: Option<u32>,
+    rule: Option<flows::Place>,
     /// Only `allowed` or `denied` flows, or those dropped for one reason
     #[arg(long, value_parser = PossibleValuesParser::new(Verdict::words()), ignore_case = true, hide_possible_values = true)]
     verdict: Option<String>,
@@ -165,9 +165,9 @@ struct Top {
     /// Seconds between two looks
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
-    /// Stop after so many looks; 0: on Ctrl-C
-    #[arg(long, default_value_t = 0)]
-    count: u32,
+    /// Stop after so many looks; 0: on Ctrl-C [default: 0, and 1 with --json]
+    #[arg(long)]
+    count: Option<u32>,
 }
 
 #[derive(Subcommand, Debug)]

@@ -28,7 +28,7 @@ mod tests;
 
 pub use describe::{Described, End};
 pub use names::Names;
-pub use query::{Query, Verdict, Who};
+pub use query::{Place, Query, Verdict, Who};
 
 use denials::Denials;
 

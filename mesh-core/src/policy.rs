@@ -59,6 +59,7 @@ pub use explain::{
 pub use format::format;
 pub use hujson::MAX_SIZE;
 pub use pools::{Allotment, allotment};
+pub use ports::{protocol_name, protocol_number};
 pub use problem::{Problem, Problems, Span};
 pub use resolve::{Subjects, tells_apart};
 pub use ssh::SshRule;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use mesh_api::v1;
+use mesh_core::policy::protocol_name;
 
 use super::client::Client;
 use super::why::protocol;
@@ -12,10 +13,12 @@ use crate::flow_log;
 
 pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<ExitCode, Failed> {
     let follow = args.follow;
+    let rule = args.rule.unwrap_or_default();
     let request = v1::FlowsRequest {
         follow,
         peer: args.peer.unwrap_or_default(),
-        line: args.rule.unwrap_or(0),
+        line: rule.line,
+        file: rule.file,
         verdict: args.verdict.unwrap_or_default(),
         port: args.port.map(u32::from),
         proto: args
@@ -48,10 +51,21 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
 }
 
 /// A line of the policy, alone or as records have it: behind the file.
-pub(super) fn rule(text: &str) -> Result<u32, String> {
-    let line = text.rsplit_once(':').map_or(text, |(_, line)| line);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Place {
+    /// Empty: any.
+    file: String,
+    /// 0: none is asked for.
+    line: u32,
+}
+
+pub(super) fn rule(text: &str) -> Result<Place, String> {
+    let (file, line) = text.rsplit_once(':').unwrap_or(("", text));
     match line.parse() {
-        Ok(line) if line > 0 => Ok(line),
+        Ok(line) if line > 0 => Ok(Place {
+            file: file.to_owned(),
+            line,
+        }),
         _ => Err("a line of the policy is wanted, from 1: 12, or policy.hujson:12".to_owned()),
     }
 }
@@ -130,13 +144,10 @@ fn why(record: &v1::FlowRecord) -> String {
 
 fn name(proto: u32) -> String {
     match proto {
-        1 | 58 => "icmp".to_owned(),
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
-        132 => "sctp".to_owned(),
+        58 => "icmp".to_owned(),
         // Of what cannot be read, and of denials of many kinds that are told as one.
         0 => "-".to_owned(),
-        other => format!("protocol {other}"),
+        other => u8::try_from(other).map_or_else(|_| other.to_string(), protocol_name),
     }
 }
 

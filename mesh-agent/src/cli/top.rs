@@ -18,25 +18,26 @@ const ROWS: usize = 8;
 const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
 
 pub(super) async fn run(agent: &mut Client, args: &Top, json: bool) -> Result<ExitCode, Failed> {
+    let count = args.count.unwrap_or(if json { 1 } else { 0 });
     let mut before: Option<(Seen, Instant)> = None;
-    for round in 0.. {
+    for round in 1.. {
         let top = agent.top(v1::TopRequest {}).await?.into_inner();
         let now = Instant::now();
+        let seen = Seen::of(&top);
         if json {
             say(&pretty(&top_json(&top)))?;
-            return Ok(ExitCode::SUCCESS);
+        } else {
+            let elapsed = before.as_ref().map(|(_, at)| now.duration_since(*at));
+            let past = before.as_ref().map(|(seen, _)| seen);
+            let lines = lines(&top, &seen, past, elapsed.unwrap_or_default());
+            let clear = std::io::stdout().is_terminal().then_some(CLEAR);
+            say(&format!(
+                "{}{}",
+                clear.unwrap_or_default(),
+                lines.join("\n")
+            ))?;
         }
-        let seen = Seen::of(&top);
-        let elapsed = before.as_ref().map(|(_, at)| now.duration_since(*at));
-        let past = before.as_ref().map(|(seen, _)| seen);
-        let lines = lines(&top, &seen, past, elapsed.unwrap_or_default());
-        let clear = std::io::stdout().is_terminal().then_some(CLEAR);
-        say(&format!(
-            "{}{}",
-            clear.unwrap_or_default(),
-            lines.join("\n")
-        ))?;
-        if args.count != 0 && round + 1 >= args.count {
+        if round == count {
             break;
         }
         before = Some((seen, now));

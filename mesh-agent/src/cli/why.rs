@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
 use mesh_api::v1;
+use mesh_core::policy::protocol_number;
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -62,18 +63,16 @@ fn target(text: &str) -> Result<(String, u16, u8), Failed> {
 
 /// A protocol by name or number.
 pub(super) fn protocol(text: &str) -> Result<u8, Failed> {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" => Ok(6),
-        "udp" => Ok(17),
-        "icmp" => Ok(1),
-        "icmpv6" | "ipv6-icmp" => Ok(58),
-        "sctp" => Ok(132),
-        number => number.parse().map_err(|_| {
-            let text =
-                format!("{number}: not a protocol; tcp, udp, icmp, icmpv6, sctp or a number");
-            Failed::new(Failed::USAGE, text)
-        }),
+    if text.eq_ignore_ascii_case("icmpv6") {
+        return Ok(58);
     }
+    let number = protocol_number(text).or_else(|| text.parse().ok());
+    number.ok_or_else(|| {
+        let text = format!(
+            "{text}: not a protocol; a name such as tcp, udp, icmp, icmpv6, sctp, gre, or a number"
+        );
+        Failed::new(Failed::USAGE, text)
+    })
 }
 
 fn lines(answer: &v1::WhyResponse) -> Vec<String> {

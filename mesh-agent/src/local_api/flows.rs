@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
 use mesh_api::v1;
-use mesh_core::flow::{Query, Verdict, Who};
+use mesh_core::flow::{Place, Query, Verdict, Who};
 use mesh_core::netmap::Netmap;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::wrappers::BroadcastStream;
@@ -57,7 +57,10 @@ pub(super) fn query(request: &v1::FlowsRequest, netmap: Option<&Netmap>) -> Resu
     let verdict = verdict.map(|word| Verdict::from_word(word).ok_or_else(unknown));
     Ok(Query {
         peer: peer.map(|peer| Who::new(peer, netmap)),
-        rule: (request.line != 0).then_some(request.line),
+        rule: (request.line != 0).then(|| Place {
+            file: (!request.file.is_empty()).then(|| request.file.clone()),
+            line: request.line,
+        }),
         verdict: verdict.transpose()?,
         port: port.map_err(|_| invalid("port"))?,
         proto: proto.map_err(|_| invalid("protocol"))?,

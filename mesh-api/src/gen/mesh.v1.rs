@@ -3489,6 +3489,9 @@ pub struct FlowsRequest {
     /// IP protocol number
     #[prost(uint32, optional, tag = "6")]
     pub proto: ::core::option::Option<u32>,
+    /// of the policy, with `line`; empty: any
+    #[prost(string, tag = "7")]
+    pub file: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FlowRecord {

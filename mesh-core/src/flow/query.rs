@@ -6,20 +6,34 @@ use mesh_common::DropReason;
 use mesh_common::packet::proto;
 
 use super::{Described, End};
-use crate::netmap::Netmap;
+use crate::netmap::{Netmap, Rule};
 
 /// Every part that is set must hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Query {
     /// At either end.
     pub peer: Option<Who>,
-    /// A line of the policy.
-    pub rule: Option<u32>,
+    pub rule: Option<Place>,
     pub verdict: Option<Verdict>,
     /// The destination's port.
     pub port: Option<u16>,
     /// IP protocol number; that of ICMP stands for the one of IPv6 too.
     pub proto: Option<u8>,
+}
+
+/// A line of the policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// `None`: whatever the file was called.
+    pub file: Option<String>,
+    pub line: u32,
+}
+
+impl Place {
+    fn is(&self, rule: &Rule) -> bool {
+        let file = self.file.as_ref();
+        rule.line == self.line && file.is_none_or(|file| *file == *rule.file)
+    }
 }
 
 /// A node's name, a tag, a user or an address.
@@ -98,13 +112,14 @@ impl Verdict {
 
 impl Query {
     pub fn matches(&self, record: &Described) -> bool {
-        let line = record.rule.as_ref().and_then(|(_, rule)| rule.as_ref());
+        let rule = record.rule.as_ref().and_then(|(_, rule)| rule.as_ref());
         self.peer
             .as_ref()
             .is_none_or(|who| who.is(&record.source) || who.is(&record.destination))
             && self
                 .rule
-                .is_none_or(|wanted| line.is_some_and(|rule| rule.line == wanted))
+                .as_ref()
+                .is_none_or(|place| rule.is_some_and(|rule| place.is(rule)))
             && self.verdict.is_none_or(|verdict| match verdict {
                 Verdict::Allowed => record.kind.is_allowed(),
                 Verdict::Denied => !record.kind.is_allowed(),

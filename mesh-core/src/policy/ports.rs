@@ -38,14 +38,21 @@ const NAMES: [(&str, u8); 14] = [
 /// `None` is the four of [`DEFAULT_PROTOCOLS`].
 pub(super) type Protocol = Option<u8>;
 
+/// The number of a protocol that policies call by a name.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    let name = name.to_ascii_lowercase();
+    let known = NAMES.iter().find(|(known, _)| *known == name);
+    known.map(|(_, number)| *number)
+}
+
 pub(super) fn parse_protocol(text: &str) -> Result<Protocol, String> {
     let text = text.trim();
     let name = text.to_ascii_lowercase();
     if name.is_empty() {
         return Ok(None);
     }
-    if let Some((_, number)) = NAMES.iter().find(|(known, _)| *known == name) {
-        return Ok(Some(*number));
+    if let Some(number) = protocol_number(&name) {
+        return Ok(Some(number));
     }
     if name == "*" {
         return Err(
@@ -67,7 +74,7 @@ pub(super) fn parse_protocol(text: &str) -> Result<Protocol, String> {
 }
 
 /// The name of a protocol, or its number.
-pub(super) fn protocol_name(number: u8) -> String {
+pub fn protocol_name(number: u8) -> String {
     NAMES
         .iter()
         .find(|(_, known)| *known == number)

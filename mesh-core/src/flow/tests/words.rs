@@ -181,6 +181,19 @@ fn names_outlive_the_policies_that_had_them_while_a_flow_speaks_of_them() {
     assert_eq!(known(&names).1, None);
 }
 
+#[test]
+fn a_peer_that_comes_back_is_a_peer_again() {
+    let mut log = FlowLog::default();
+    log.handle_flow(key(22), &entry(100, 0));
+    let mut names = names(&[netmap(1, &[2], &[7]), netmap(2, &[], &[7])]);
+    assert!(names.is_former(2));
+    names.take(&netmap(3, &[2], &[7]));
+    assert!(!names.is_former(2));
+    names.handle_walked(&log);
+    names.take(&netmap(4, &[], &[7]));
+    assert!(names.is_former(2) && names.peer(2).is_some());
+}
+
 fn verdict(word: &str) -> Query {
     Query {
         verdict: Some(Verdict::from_word(word).unwrap()),
@@ -230,12 +243,17 @@ fn a_query_picks_records() {
     };
     check(port(23), true);
     check(port(40_000), false);
-    let rule = |line| Query {
-        rule: Some(line),
+    let rule = |file: Option<&str>, line| Query {
+        rule: Some(Place {
+            file: file.map(str::to_owned),
+            line,
+        }),
         ..Query::default()
     };
-    check(rule(70), true);
-    check(rule(7), false);
+    check(rule(None, 70), true);
+    check(rule(None, 7), false);
+    check(rule(Some("policy.hujson"), 70), true);
+    check(rule(Some("other.hujson"), 70), false);
 }
 
 #[test]
