@@ -106,6 +106,13 @@ impl Verdict {
         self.drop.is_none()
     }
 
+    /// What the counter of a rule counts: a flow that it admits, be it once more, and a packet that it
+    /// refuses.
+    #[inline(always)]
+    pub const fn is_decision(&self) -> bool {
+        matches!(self.event, Some(EventKind::Opened)) || !self.passes()
+    }
+
     /// Dropped before anybody asked who or what.
     #[inline(always)]
     pub const fn refused(reason: DropReason) -> Self {

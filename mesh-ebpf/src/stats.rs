@@ -25,11 +25,7 @@ pub fn count(verdict: &Verdict, meta: &Meta) {
         // SAFETY: the slot of this CPU, on which nothing else of ours runs meanwhile.
         unsafe { add(count, meta) };
     }
-    let decides = match verdict.effect {
-        Effect::Open => true,
-        _ => !verdict.passes(),
-    };
-    if decides && verdict.rule.0 != 0 {
+    if verdict.is_decision() && verdict.rule.0 != 0 {
         if let Some(count) = RULE_CTR.get_ptr_mut(verdict.rule.0) {
             // SAFETY: as above.
             unsafe { add(count, meta) };

@@ -78,12 +78,21 @@ fn a_rule_counts_the_flows_that_it_admits() {
     let mut kernel = kernel();
     handshake(&mut kernel);
     assert_eq!(kernel.outcome(Ingress, &udp(Ingress)), PASS);
-    let rules = kernel.dataplane().counters().unwrap().rules;
-    let counts: Vec<_> = rules
-        .iter()
-        .map(|(rule, count)| (rule.0, count.packets))
-        .collect();
-    assert_eq!(counts, [(1, 1), (2, 1), (3, 0), (4, 0)]);
+    let counts = |kernel: &mut Kernel| -> Vec<(u32, u64)> {
+        let rules = kernel.dataplane().counters().unwrap().rules;
+        let counts = rules.iter().map(|(rule, count)| (rule.0, count.packets));
+        counts.collect()
+    };
+    assert_eq!(counts(&mut kernel), [(1, 1), (2, 1), (3, 0), (4, 0)]);
+    // Once more what was revoked: by a packet, whichever way, and no packet after it.
+    kernel.apply(&revoked());
+    assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), Err("revoked"));
+    assert_eq!(counts(&mut kernel), [(4, 0)]);
+    kernel.apply(&tables());
+    for direction in [Egress, Ingress] {
+        assert_eq!(kernel.outcome(direction, &tcp(direction, ACK)), PASS);
+        assert_eq!(counts(&mut kernel), [(1, 1), (2, 0), (3, 0), (4, 0)]);
+    }
 }
 
 #[test]

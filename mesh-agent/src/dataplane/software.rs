@@ -271,8 +271,9 @@ impl Engine {
             None => *counters.passed.entry(direction).or_default() += one,
             Some(reason) => *counters.dropped.entry((direction, reason)).or_default() += one,
         }
-        let decides = !verdict.passes() || verdict.effect == Effect::Open;
-        if decides && let Some(rule) = counters.rules.get_mut(&verdict.rule) {
+        if verdict.is_decision()
+            && let Some(rule) = counters.rules.get_mut(&verdict.rule)
+        {
             *rule += one;
         }
     }
