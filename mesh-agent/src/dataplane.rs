@@ -25,6 +25,7 @@ mod events;
 mod guard;
 mod half_open;
 mod loader;
+mod options;
 mod pins;
 mod policy;
 pub mod probe;
@@ -38,8 +39,9 @@ mod walk;
 pub use error::AttachError;
 pub use established::{Established, Only};
 pub use half_open::all as half_open_flows;
-pub use loader::{Dataplane, Foreign, Options};
+pub use loader::Dataplane;
 pub use mesh_common::event::{EventKind, FlowEvent};
+pub use options::{Foreign, Options};
 pub use tables::ApplyError;
 pub use usage::Usage;
 

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use aya::maps::Map;
@@ -28,50 +27,13 @@ use super::error::{AttachError, failed};
 use super::events;
 use super::guard::{GUARD, Guards};
 use super::half_open::REVOKE;
+use super::options::{Foreign, Options};
 use super::pins::{Folder, Pins, Role};
 use super::probe;
 use super::tables::{ApplyError, Kernel};
 use super::takeover::{carry_flows, carry_half_open, found, hang, hang_or_wait, left};
 use super::usage::{Usage, memory};
 use super::{Counters, FlowEvent};
-
-/// How to load.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// A folder of our own on a BPF file system. Maps and programs are pinned in it, by layout.
-    pub pin_dir: PathBuf,
-    /// Another object than the embedded one.
-    pub object_path: Option<PathBuf>,
-    /// Established flows that a new table holds; by the host's memory if not said.
-    pub flow_capacity: Option<u32>,
-    /// Sets of half-open flows in a new table, a power of two; [`SETS`] if not said.
-    pub half_open_sets: Option<u32>,
-    /// Write new flows and drops through aya-log to the `log` crate's logger.
-    pub log: bool,
-    /// For a device that is not the mesh's.
-    pub foreign: Option<Foreign>,
-    /// Hang programs as on kernels before 6.6, so that any kernel can test it.
-    pub clsact: bool,
-}
-
-impl Options {
-    fn chain(&self) -> Chain {
-        if probe::has_tcx() && !self.clsact {
-            Chain::Tcx
-        } else {
-            Chain::Clsact
-        }
-    }
-}
-
-/// A device that somebody wants to look at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Foreign {
-    /// Packets start with an Ethernet header.
-    pub ethernet: bool,
-    /// Judge, count and report, but drop nothing.
-    pub observe: bool,
-}
 
 /// The programs on one device, and their tables. Dropping it leaves both as they are.
 #[derive(Debug)]
@@ -398,7 +360,7 @@ fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
     for name in PINNED {
         loader.map_pin_path(name, folder.map(name));
     }
-    loader.map_max_entries(maps::CT_EST, flow_capacity(options));
+    loader.map_max_entries(maps::CT_EST, options.flow_capacity());
     loader.map_max_entries(maps::CT_NEW, options.half_open_sets.unwrap_or(SETS));
     let loaded = match (&options.object_path, probe::EMBEDDED) {
         (Some(path), _) => {
@@ -412,17 +374,6 @@ fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
         (None, None) => return Err(AttachError::NoObject),
     };
     loaded.map_err(|source| AttachError::Load(Box::new(source)))
-}
-
-/// What a host of this size can hold: a four-hundredth of its memory, at 160 bytes for each.
-fn flow_capacity(options: &Options) -> u32 {
-    let scaled = || {
-        let system = rustix::system::sysinfo();
-        let memory = system.totalram as u64 * u64::from(system.mem_unit);
-        u32::try_from(memory / 400 / 160).unwrap_or(u32::MAX)
-    };
-    let wanted = options.flow_capacity.unwrap_or_else(scaled);
-    wanted.clamp(maps::FLOW_CAPACITY, maps::MAX_FLOW_CAPACITY)
 }
 
 /// The program, loaded into the kernel if it was not.

@@ -28,7 +28,7 @@ use rand_core::{OsRng, RngCore as _};
 use super::clock::{self, Clock};
 use super::error::AttachError;
 use super::established::Established;
-use super::loader::{Foreign, Options};
+use super::options::{Foreign, Options};
 use super::policy::Policy;
 use crate::sys;
 
