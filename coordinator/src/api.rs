@@ -4,3 +4,4 @@ pub mod admin;
 pub mod control;
 pub mod error;
 pub mod policy;
+mod text;

@@ -12,6 +12,7 @@ use tracing::info;
 
 use super::error::status;
 use super::policy;
+use super::text::file_name;
 use crate::clock::Clock;
 use crate::preauth::{self, KeyId};
 use crate::registry::Refusal;
@@ -24,7 +25,6 @@ mod caller;
 mod shown;
 
 pub use caller::Admins;
-pub(super) use caller::file_name;
 
 use caller::author;
 use shown::{key, user};
@@ -365,7 +365,7 @@ impl v1::admin_server::Admin for Admin {
         } = request.into_inner();
         self.put_policy(NewPolicy {
             text,
-            file: file_name(file),
+            file: file_name(&file),
             author,
             expect: expect_version,
         })
@@ -428,7 +428,7 @@ impl v1::admin_server::Admin for Admin {
         let v1::CheckPolicyRequest { text, file } = request.into_inner();
         let current = self.world.current();
         let checked =
-            tokio::task::spawn_blocking(move || policy::check(&current, &text, &file_name(file)));
+            tokio::task::spawn_blocking(move || policy::check(&current, &text, &file_name(&file)));
         let checked = checked.await;
         checked
             .map(Response::new)

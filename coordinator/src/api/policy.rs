@@ -12,6 +12,7 @@ use mesh_core::policy::{
 };
 use tonic::Status;
 
+use super::text::file_name;
 use crate::registry::admin;
 use crate::world::Current;
 
@@ -90,7 +91,7 @@ pub async fn diff(
 ) -> Result<v1::PolicyAnswer, Status> {
     let compare = move || -> Result<Answer, Problems> {
         let compiled = |file: v1::PolicyFile| -> Result<(Document, CompiledPolicy), Problems> {
-            let name = super::admin::file_name(file.file);
+            let name = file_name(&file.file);
             let document = admin::check_policy(&current.world, &file.text, &name)?.in_file(&name);
             let compiled = policy::compile(&document, &Subjects::from(&current.world), None);
             Ok((document, compiled))

@@ -3,6 +3,8 @@
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Status};
 
+use crate::api::text::printable;
+
 /// Who may use the admin socket besides root and the coordinator's own user.
 #[derive(Debug, Clone, Default)]
 pub struct Admins {
@@ -31,20 +33,6 @@ impl Admins {
             )),
         }
     }
-}
-
-/// The name that stands before line and column in an error.
-pub(in crate::api) fn file_name(file: String) -> String {
-    let printable = printable(&file);
-    // What comes from standard input has no name.
-    match printable.as_str() {
-        "" | "-" => "policy".to_owned(),
-        _ => printable,
-    }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(256).collect()
 }
 
 /// Who sets a policy: who is said to, else whom the kernel says to be at the other end.
