@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_tests::mesh::{Family, Mesh};
-use mesh_tests::{Lab, User, eventually, scaled};
+use mesh_tests::{Lab, User, eventually, scaled, silence};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
@@ -116,7 +116,7 @@ fn is_told_of_from_open_to_close(mesh: &Mesh) {
             );
         }
     }
-    std::thread::sleep(scaled(WALKED));
+    std::thread::sleep(silence(WALKED));
     for name in ["node", "operator"] {
         let (flows, _) = told(mesh, name);
         assert_eq!(flows.len(), 2, "{flows:?}");
