@@ -6,6 +6,7 @@
 //!   operator ── UDP 9000, idle ────► node        one packet each way, then silence
 //! ```
 
+use std::cell::Cell;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +32,7 @@ fn mesh(policy: &str) -> Mesh {
 struct Idle {
     socket: UdpSocket,
     to: IpAddr,
+    sent: Cell<u32>,
 }
 
 impl Idle {
@@ -41,16 +43,26 @@ impl Idle {
             .unwrap()
             .unwrap();
         socket
-            .set_read_timeout(Some(Duration::from_millis(200)))
+            .set_read_timeout(Some(scaled(Duration::from_millis(200))))
             .unwrap();
-        let idle = Self { socket, to };
+        let sent = Cell::new(0);
+        let idle = Self { socket, to, sent };
         until("an answer", SOON, || idle.answers()).unwrap();
         idle
     }
 
+    /// Whether one more datagram is answered: that one, for answers to those before it may come late.
     fn answers(&self) -> bool {
-        let _ = self.socket.send_to(b"ping", (self.to, PORT));
-        self.socket.recv_from(&mut [0; 16]).is_ok()
+        self.sent.update(|sent| sent + 1);
+        let number = self.sent.get().to_be_bytes();
+        let _ = self.socket.send_to(&number, (self.to, PORT));
+        let mut answer = [0; 4];
+        while self.socket.recv_from(&mut answer).is_ok() {
+            if answer == number {
+                return true;
+            }
+        }
+        false
     }
 
     fn port(&self) -> u64 {
