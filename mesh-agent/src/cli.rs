@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
-use mesh_core::flow::Verdict;
+use mesh_core::flow::{Place, Verdict};
 
 mod client;
 mod flows;
@@ -139,7 +139,7 @@ struct Flows {
     peer: Option<String>,
     /// Only flows that the rule on this line of the policy decided: 12, or policy.hujson:12
     #[arg(long, value_name = "LINE", value_parser = flows::rule)]
-    rule: Option<flows::Place>,
+    rule: Option<Place>,
     /// Only `allowed` or `denied` flows, or those dropped for one reason
     #[arg(long, value_parser = PossibleValuesParser::new(Verdict::words()), ignore_case = true, hide_possible_values = true)]
     verdict: Option<String>,

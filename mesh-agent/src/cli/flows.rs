@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use mesh_api::v1;
+use mesh_core::flow::Place;
 use mesh_core::policy::protocol_name;
 
 use super::client::Client;
@@ -13,12 +14,11 @@ use crate::flow_log;
 
 pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<ExitCode, Failed> {
     let follow = args.follow;
-    let rule = args.rule.unwrap_or_default();
     let request = v1::FlowsRequest {
         follow,
         peer: args.peer.unwrap_or_default(),
-        line: rule.line,
-        file: rule.file,
+        line: args.rule.as_ref().map_or(0, |place| place.line),
+        file: args.rule.and_then(|place| place.file).unwrap_or_default(),
         verdict: args.verdict.unwrap_or_default(),
         port: args.port.map(u32::from),
         proto: args
@@ -51,21 +51,13 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
 }
 
 /// A line of the policy, alone or as records have it: behind the file.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Place {
-    /// Empty: any.
-    file: String,
-    /// 0: none is asked for.
-    line: u32,
-}
-
 pub(super) fn rule(text: &str) -> Result<Place, String> {
-    let (file, line) = text.rsplit_once(':').unwrap_or(("", text));
+    let (file, line) = match text.rsplit_once(':') {
+        Some((file, line)) => (Some(file.to_owned()), line),
+        None => (None, text),
+    };
     match line.parse() {
-        Ok(line) if line > 0 => Ok(Place {
-            file: file.to_owned(),
-            line,
-        }),
+        Ok(line) if line > 0 => Ok(Place { file, line }),
         _ => Err("a line of the policy is wanted, from 1: 12, or policy.hujson:12".to_owned()),
     }
 }
