@@ -10,8 +10,11 @@ use crate::policy::ports;
 /// Names that are written out before the rest is counted.
 const SHOWN: usize = 4;
 
-/// `tcp/22`, `ping`.
+/// `tcp/22`, `ping`: of a packet, whose addresses say the family.
 pub(super) fn service(protocol: u8, port: u16) -> String {
+    if matches!((protocol, port), (ports::ICMP, 8) | (ports::ICMPV6, 128)) {
+        return "ping".to_owned();
+    }
     let one = PortRange {
         first: port,
         last: port,
@@ -46,30 +49,10 @@ pub(in crate::policy) fn services(items: impl Iterator<Item = (u8, PortRange)>) 
 fn written(by_protocol: &BTreeMap<u8, Vec<PortRange>>) -> Vec<String> {
     let mut words = Vec::new();
     // Behind what people look for, and once for both families.
-    let mut pings = false;
-    let mut icmp = false;
-    let mut but_ping = false;
+    let mut messages: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (&protocol, ranges) in by_protocol {
-        if let (ports::ICMP, [PortRange { first: 8, last: 8 }])
-        | (
-            ports::ICMPV6,
-            [
-                PortRange {
-                    first: 128,
-                    last: 128,
-                },
-            ],
-        ) = (protocol, &ranges[..])
-        {
-            pings = true;
-            continue;
-        }
-        if let (ports::ICMP | ports::ICMPV6, [PortRange::ALL]) = (protocol, &ranges[..]) {
-            icmp = true;
-            continue;
-        }
-        if *ranges == all_but_echo(protocol) {
-            but_ping = true;
+        if let Some(word) = icmp(protocol, ranges) {
+            messages.entry(word).or_default().push(protocol);
             continue;
         }
         let name = ports::protocol_name(protocol);
@@ -81,21 +64,31 @@ fn written(by_protocol: &BTreeMap<u8, Vec<PortRange>>) -> Vec<String> {
             (false, _) => format!("{name}/{}", ranges.join(",")),
         });
     }
-    words.extend(icmp.then(|| "icmp".to_owned()));
-    words.extend(but_ping.then(|| "icmp but ping".to_owned()));
-    words.extend((pings && !icmp).then(|| "ping".to_owned()));
+    words.extend(messages.iter().map(|(word, of)| match of[..] {
+        [ports::ICMP] => format!("{word} (IPv4)"),
+        [ports::ICMPV6] => format!("{word} (IPv6)"),
+        _ => (*word).to_owned(),
+    }));
     words
 }
 
-/// The types of ICMP but that of a ping; nothing of other protocols.
-fn all_but_echo(protocol: u8) -> Vec<PortRange> {
+/// What people call such types of ICMP, if there is a word.
+fn icmp(protocol: u8, types: &[PortRange]) -> Option<&'static str> {
     let echo = match protocol {
         ports::ICMP => 8,
         ports::ICMPV6 => 128,
-        _ => return Vec::new(),
+        _ => return None,
     };
     let range = |first, last| PortRange { first, last };
-    vec![range(0, echo - 1), range(echo + 1, u16::MAX)]
+    if types == [PortRange::ALL] {
+        Some("icmp")
+    } else if types == [range(echo, echo)] {
+        Some("ping")
+    } else if types == [range(0, echo - 1), range(echo + 1, u16::MAX)] {
+        Some("icmp but ping")
+    } else {
+        None
+    }
 }
 
 fn range(range: &PortRange) -> String {
@@ -213,7 +206,14 @@ mod tests {
         check(&[(47, PortRange::ALL), (17, PortRange::ALL)], "udp/* gre");
         check(
             &[(1, range(0, 7)), (1, range(9, 65535)), (6, range(1, 2))],
-            "tcp/1-2 icmp but ping",
+            "tcp/1-2 icmp but ping (IPv4)",
+        );
+        let both = [(1, PortRange::ALL), (58, PortRange::ALL)];
+        check(&both, "icmp");
+        check(&both[..1], "icmp (IPv4)");
+        check(
+            &[both[1], (1, range(8, 8))],
+            "icmp (IPv6) ping (IPv4)",
         );
         assert_eq!(service(6, 22), "tcp/22");
         assert_eq!(service(1, 8), "ping");
