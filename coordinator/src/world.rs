@@ -23,6 +23,9 @@ mod writer;
 pub use draft::Draft;
 pub use writer::{ChangeError, Handle, Writer};
 
+/// The file whose lines are named as long as no policy was ever set.
+const NO_FILE: &str = "default-policy";
+
 /// Everything at one generation. Immutable: who holds it, holds it whole.
 #[derive(Debug)]
 pub struct Current {
@@ -97,7 +100,7 @@ impl Current {
         let text = stored.map_or(policy::ALLOW_ALL, |policy| &policy.text);
         let document = Document::parse(text)
             .map_err(|problems| anyhow::anyhow!("the stored policy does not parse: {problems}"))?
-            .in_file(stored.map_or("policy", PolicyText::shown_file));
+            .in_file(stored.map_or(NO_FILE, PolicyText::shown_file));
         let world = World {
             mesh: Arc::new(loaded.mesh),
             epoch: loaded.epoch,

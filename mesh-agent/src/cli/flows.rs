@@ -29,10 +29,16 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
             .map(u32::from),
     };
     let mut records = agent.flows(request).await?.into_inner();
+    let mut any = false;
     loop {
         let record = match records.message().await {
             Ok(Some(record)) => record,
-            Ok(None) if !follow => return Ok(ExitCode::SUCCESS),
+            Ok(None) if !follow => {
+                if !any && !json {
+                    eprintln!("mesh: the agent remembers no such flow");
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
             Ok(None) => return Err(gone()),
             Err(status) => {
                 let failed = Failed::from(status);
@@ -42,6 +48,7 @@ pub(super) async fn run(agent: &mut Client, args: Flows, json: bool) -> Result<E
                 });
             }
         };
+        any = true;
         if json {
             say(&flow_log::json(&record).to_string())?;
         } else {

@@ -211,10 +211,7 @@ mod tests {
         let both = [(1, PortRange::ALL), (58, PortRange::ALL)];
         check(&both, "icmp");
         check(&both[..1], "icmp (IPv4)");
-        check(
-            &[both[1], (1, range(8, 8))],
-            "icmp (IPv6) ping (IPv4)",
-        );
+        check(&[both[1], (1, range(8, 8))], "icmp (IPv6) ping (IPv4)");
         assert_eq!(service(6, 22), "tcp/22");
         assert_eq!(service(1, 8), "ping");
     }
