@@ -5,9 +5,8 @@
 //! still holds a pointer to them: so whatever grants something (the generation above all) is only
 //! ever written by inserting a whole entry in its place, never through such a pointer.
 
-use crate::packet::proto;
 use crate::policy::{Direction, RuleId};
-use crate::{Address, Be16, Be32, Identity};
+use crate::{Address, Be16, Be32, Identity, proto};
 
 /// A bidirectional 5-tuple, seen from this node. Aligned so that two are compared in five steps.
 #[repr(C, align(8))]

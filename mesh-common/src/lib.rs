@@ -22,6 +22,7 @@ pub mod place;
 #[cfg(feature = "user")]
 mod pod;
 pub mod policy;
+pub mod proto;
 pub mod reason;
 pub mod tcp;
 pub mod verdict;

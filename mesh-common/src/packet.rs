@@ -18,7 +18,7 @@ use self::quoted::embedded;
 use self::transport::{Fixed, Variable, key, transport};
 use crate::flow::{FlowKey, FragmentKey};
 use crate::policy::Direction;
-use crate::{Address, Be32, DropReason};
+use crate::{Address, Be32, DropReason, proto};
 
 /// A packet that starts at its IP header, read in words as they lie in memory.
 pub trait Bytes {
@@ -45,15 +45,6 @@ impl Bytes for Slice<'_> {
         }
         Some(words)
     }
-}
-
-/// IP protocol numbers that the packet path treats by name.
-pub mod proto {
-    pub const ICMP: u8 = 1;
-    pub const TCP: u8 = 6;
-    pub const UDP: u8 = 17;
-    pub const ICMPV6: u8 = 58;
-    pub const SCTP: u8 = 132;
 }
 
 /// What sort of flow a packet can open, continue, or speak of.

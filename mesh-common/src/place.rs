@@ -67,8 +67,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::half_open::SETS;
-    use crate::packet::proto;
-    use crate::{Address, Be16};
+    use crate::{Address, Be16, proto};
 
     /// Flows from one address, told apart by their ports.
     pub(crate) fn key(number: u32) -> FlowKey {

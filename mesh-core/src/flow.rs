@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent};
 use mesh_common::flow::{FlowEntry, FlowKey, flags};
-use mesh_common::packet::proto;
+use mesh_common::proto;
 use mesh_common::{Direction, DropReason};
 
 use crate::{Identity, RuleId};

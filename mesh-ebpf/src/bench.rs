@@ -22,15 +22,16 @@ mod scratch;
 mod skb;
 mod stats;
 mod tables;
+mod tc;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use entry::{DROP, L3, NEXT};
 use mesh_common::Direction;
 use mesh_common::packet::{self, Kind};
+use tc::{DROP, L3, NEXT};
 
 use crate::skb::Linear;
 

@@ -1,24 +1,12 @@
-//! Entry points, one per hook.
-//!
-//! A TCX program that says "pass" hides every program behind it, so ours says "next"; and whatever
-//! goes wrong in here ends in a drop.
+//! Entry points, one per hook. Whatever goes wrong in here ends in a drop.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use mesh_common::Direction;
 
 use crate::maps::CFG;
+use crate::tc::{DROP, L3, NEXT};
 use crate::{filter, guard, half_open, meta};
-
-/// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
-pub const NEXT: i32 = -1;
-/// TC_ACT_SHOT.
-pub const DROP: i32 = 2;
-
-/// Where the IP header starts on a device without a link layer, such as WireGuard's and a TUN.
-pub const L3: usize = 0;
-/// Behind an Ethernet header.
-pub const L2: usize = 14;
 
 #[classifier]
 pub fn mesh_in(ctx: TcContext) -> i32 {

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use mesh_common::budget::{Bucket, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, EventKind, FlowEvent, KIND_RATE, PEER_RATE};
 use mesh_common::flow::{FlowEntry, FlowKey};
-use mesh_common::packet::proto;
+use mesh_common::proto;
 use mesh_common::{Be16, Direction, Effect, Verdict, maps};
 
 use crate::maps::{DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};

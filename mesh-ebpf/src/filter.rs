@@ -15,12 +15,12 @@ use mesh_common::place::Place;
 use mesh_common::verdict::{complete, continues};
 use mesh_common::{Direction, Effect, Facts, Verdict, decide, tcp};
 
-use crate::entry::{DROP, L2, NEXT};
 use crate::maps::{CFG, FRAG};
 use crate::meta::{self, Meta};
 use crate::scratch::{Scratch, dry_scratch, scratch};
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
+use crate::tc::{DROP, L2, NEXT};
 use crate::{events, mss, stats};
 
 #[inline(always)]

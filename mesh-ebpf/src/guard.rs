@@ -12,9 +12,9 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Direction, DropReason, Verdict};
 
-use crate::entry::{DROP, NEXT};
 use crate::maps::CFG;
 use crate::meta::{self, Meta};
+use crate::tc::{DROP, NEXT};
 use crate::{events, stats};
 
 /// VLAN tags that are read through; nobody stacks more.

@@ -21,3 +21,4 @@ mod scratch;
 mod skb;
 mod stats;
 mod tables;
+mod tc;

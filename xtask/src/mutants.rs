@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 27] = [
+const SOURCES: [&str; 29] = [
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -28,6 +28,7 @@ const SOURCES: [&str; 27] = [
     "mesh-common/src/policy.rs",
     "mesh-common/src/policy/bucket.rs",
     "mesh-common/src/policy/row.rs",
+    "mesh-common/src/proto.rs",
     "mesh-common/src/tcp.rs",
     "mesh-common/src/verdict.rs",
     "mesh-common/src/verdict/judged.rs",
@@ -43,6 +44,7 @@ const SOURCES: [&str; 27] = [
     "mesh-ebpf/src/skb.rs",
     "mesh-ebpf/src/stats.rs",
     "mesh-ebpf/src/tables.rs",
+    "mesh-ebpf/src/tc.rs",
 ];
 const EQUIVALENT: &str = "tests/ebpf/equivalent.txt";
 

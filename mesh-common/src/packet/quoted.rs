@@ -2,10 +2,10 @@
 
 use super::network::{FRAGMENT, Network};
 use super::transport::{Upper, icmp_kind, key};
-use super::{Bytes, Fragment, Kind, proto};
+use super::{Bytes, Fragment, Kind};
 use crate::flow::FlowKey;
 use crate::policy::Direction;
-use crate::{Address, DropReason};
+use crate::{Address, DropReason, proto};
 
 /// The flow of the packet that an ICMP error quotes from `at`, seen from this node.
 ///

@@ -1,10 +1,10 @@
 //! The transport header, and the flow that it makes of a packet.
 
 use super::network::Network;
-use super::{Bytes, Fragment, Kind, proto};
+use super::{Bytes, Fragment, Kind};
 use crate::flow::FlowKey;
 use crate::policy::Direction;
-use crate::{Be16, DropReason, tcp};
+use crate::{Be16, DropReason, proto, tcp};
 
 /// Where the transport header lies; the constants let it be read by [`Bytes::words`].
 pub(super) trait Transport {

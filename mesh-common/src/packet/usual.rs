@@ -2,10 +2,10 @@
 
 use super::network::Network;
 use super::transport::{Upper, icmp_kind, key};
-use super::{Bytes, Fragment, Kind, proto};
-use crate::Address;
+use super::{Bytes, Fragment, Kind};
 use crate::flow::FlowKey;
 use crate::policy::Direction;
+use crate::{Address, proto};
 
 /// Reads a packet as most are: IPv4 without options and whole, or IPv6 without extension headers, and
 /// in it TCP, UDP or an ICMP echo. Asks `then` about its flow, its kind and its TCP flags as [`parse`]

@@ -2,9 +2,8 @@
 
 use super::Lookup;
 use crate::flow::{FlowKey, FlowState};
-use crate::packet::proto;
 use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
-use crate::{DropReason, Identity};
+use crate::{DropReason, Identity, proto};
 
 /// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
 /// speaks; without any the default denies.

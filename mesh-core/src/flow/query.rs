@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_common::DropReason;
-use mesh_common::packet::proto;
+use mesh_common::proto;
 
 use super::{Described, End};
 use crate::netmap::{Netmap, Rule};

@@ -6,7 +6,7 @@ use mesh_agent::dataplane::EventKind::Denied;
 use mesh_agent::dataplane::FlowEvent;
 use mesh_common::event::{DenyEntry, DenyKey, RETELL};
 use mesh_common::flow::FlowKey;
-use mesh_common::packet::proto;
+use mesh_common::proto;
 use mesh_common::{Address, Be16, DropReason};
 use mesh_core::Direction::{Egress, Ingress};
 use mesh_core::{Identity, RuleId};

@@ -6,7 +6,7 @@ use mesh_common::budget::{Bucket, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, KIND_RATE, PEER_RATE};
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::maps::DENY_CAPACITY;
-use mesh_common::packet::proto;
+use mesh_common::proto;
 use mesh_common::{Be16, Direction, Verdict};
 use tokio::sync::mpsc;
 
