@@ -1,6 +1,7 @@
 //! Doors only: decode, call, encode.
 
 pub mod admin;
+pub mod caller;
 pub mod control;
 pub mod error;
 pub mod policy;

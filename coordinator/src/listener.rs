@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use crate::api::control::Caller;
+use crate::api::caller::Caller;
 use crate::metrics::Metrics;
 use crate::world::Handle;
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
-use crate::api::control::Caller;
+use crate::api::caller::Caller;
 use crate::api::error::status;
 use crate::metrics::Metrics;
 use crate::registry;
