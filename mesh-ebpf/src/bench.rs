@@ -11,6 +11,7 @@
 )]
 
 mod entry;
+mod established;
 mod events;
 mod filter;
 mod guard;
@@ -18,6 +19,8 @@ mod half_open;
 mod maps;
 mod meta;
 mod mss;
+mod peers;
+mod policy;
 mod scratch;
 mod skb;
 mod stats;

@@ -15,7 +15,7 @@ use mesh_common::{Be16, Direction, Effect, Verdict, maps};
 use crate::maps::{DENY_AGG, EVENT, EVENT_LOST, EVENT_TOKENS, EVENTS};
 use crate::meta::Meta;
 use crate::scratch::Asked;
-use crate::{stats, tables};
+use crate::{peers, stats};
 
 /// Bytes in the ring that are worth a wake-up before the reader's next poll.
 const PLENTY: u64 = maps::EVENTS_BYTES as u64 / 4;
@@ -163,7 +163,7 @@ pub fn is_heard(kind: EventKind, verdict: &Verdict, now: u64, asked: &Asked) -> 
 #[inline(always)]
 fn has_token(kind: EventKind, peer: u32, now: u64) -> bool {
     if !matches!(kind, EventKind::Revoked) {
-        let Some(load) = tables::load(peer) else {
+        let Some(load) = peers::load(peer) else {
             return false;
         };
         // SAFETY: the pointer that the look-up returned.

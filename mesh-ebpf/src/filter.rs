@@ -21,7 +21,7 @@ use crate::scratch::{Scratch, dry_scratch, scratch};
 use crate::skb::{Linear, Skb};
 use crate::tables::{self, Tables};
 use crate::tc::{DROP, L2, NEXT};
-use crate::{events, mss, stats};
+use crate::{established, events, mss, stats};
 
 #[inline(always)]
 pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
@@ -37,7 +37,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         #[inline(always)]
         |key, kind, tcp| {
             let place = tables::place_of(key, config);
-            let Some(entry) = tables::established(&place, key) else {
+            let Some(entry) = established::get(&place, key) else {
                 seen.set(remember(key, direction, kind, tcp, place));
                 return false;
             };
@@ -48,7 +48,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
                 if !continues(kind, key.proto, tcp, meta.now, generation, state) {
                     return false;
                 }
-                tables::touch(entry, &meta, meta.now);
+                established::touch(entry, &meta, meta.now);
             }
             stats::passed(&meta);
             true

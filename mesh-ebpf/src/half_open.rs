@@ -13,9 +13,9 @@ use mesh_common::half_open::Set;
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
 
+use crate::established;
 use crate::maps::{CFG, CT_NEW};
 use crate::meta::Meta;
-use crate::tables;
 
 /// Whether the table may hold the flow. No is right, unless another CPU has just changed that.
 #[inline(always)]
@@ -98,7 +98,7 @@ pub fn grow(
     locked(place, |set| {
         set.change(place.tag(), key, |found| {
             // SAFETY: an entry whose lock we hold.
-            unsafe { tables::grow(found, verdict, meta, entry) };
+            unsafe { established::grow(found, verdict, meta, entry) };
         });
     });
     0

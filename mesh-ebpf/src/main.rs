@@ -10,6 +10,7 @@
 )]
 
 mod entry;
+mod established;
 mod events;
 mod filter;
 mod guard;
@@ -17,6 +18,8 @@ mod half_open;
 mod maps;
 mod meta;
 mod mss;
+mod peers;
+mod policy;
 mod scratch;
 mod skb;
 mod stats;

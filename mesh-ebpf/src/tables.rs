@@ -3,28 +3,24 @@
 //! The generation is read before anything that it vouches for is looked up, and stamped into whatever is written: a
 //! swap of the policy in between makes the entry stale, never wrong.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
-use mesh_common::budget::{self, ICMP_ERRORS, PeerLoad};
+use mesh_common::budget::{Bucket, ICMP_ERRORS};
 use mesh_common::event::PEER_RATE;
-use mesh_common::flow::{
-    Flow, FlowEntry, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags,
-};
+use mesh_common::flow::{Flow, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
-use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
-use mesh_common::verdict::{Lookup, STICKY, rate};
+use mesh_common::verdict::{Lookup, rate};
 use mesh_common::{
-    Address, Be16, Be32, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
+    Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict,
 };
 
-use crate::maps::{CT_EST, FRAG, ID_CIDR, ID_EXACT, PEER_FREED, PEER_LOAD, POL};
+use crate::maps::{CT_EST, FRAG, ID_CIDR, ID_EXACT};
 use crate::meta::Meta;
 use crate::scratch::Asked;
-use crate::{events, half_open};
+use crate::{established, events, half_open, peers, policy};
 
 pub struct Tables<'a> {
     config: &'a Config,
@@ -61,9 +57,9 @@ impl<'a> Tables<'a> {
         match verdict.effect {
             Effect::Nothing => {}
             Effect::TouchEstablished => {
-                if let Some(found) = find_established(self.place(), &facts.key) {
+                if let Some(found) = established::find(self.place(), &facts.key) {
                     // SAFETY: the pointer that the look-up returned.
-                    unsafe { grow(found, verdict, meta, &mut flow.entry) };
+                    unsafe { established::grow(found, verdict, meta, &mut flow.entry) };
                 }
             }
             Effect::TouchHalfOpen => {
@@ -74,7 +70,7 @@ impl<'a> Tables<'a> {
                 self.write(facts, verdict, meta, flow);
             }
             Effect::Report => {
-                if let Some(load) = load(verdict.state.peer) {
+                if let Some(load) = peers::load(verdict.state.peer) {
                     // SAFETY: the pointer that the look-up returned.
                     unsafe { (*load).errors = (*load).errors.taken(meta.now, &ICMP_ERRORS) };
                 }
@@ -84,7 +80,7 @@ impl<'a> Tables<'a> {
 
     #[inline(always)]
     fn established(&self, key: &FlowKey) -> Option<FlowState> {
-        let found = find_established(self.place(), key)?;
+        let found = established::find(self.place(), key)?;
         self.asked.established.set(1);
         // SAFETY: the pointer that the look-up returned.
         Some(unsafe { (*found).state })
@@ -111,7 +107,7 @@ impl<'a> Tables<'a> {
         }
         entry.opened = meta.now;
         if matches!(verdict.effect, Effect::Open) {
-            if let Some(load) = load(verdict.state.peer) {
+            if let Some(load) = peers::load(verdict.state.peer) {
                 // SAFETY: the pointer that the look-up returned.
                 unsafe {
                     let tokens = &mut (*load).new[opened as usize & 1];
@@ -132,7 +128,7 @@ impl<'a> Tables<'a> {
             }
             if !was_established {
                 half_open::carried(place, &facts.key, entry);
-            } else if let Some(before) = find_established(self.place(), &facts.key) {
+            } else if let Some(before) = established::find(self.place(), &facts.key) {
                 // SAFETY: the pointer that the look-up returned.
                 unsafe {
                     entry.packets = (*before).packets;
@@ -158,7 +154,7 @@ impl<'a> Tables<'a> {
         } else {
             half_open::put(place, &facts.key, &flow.entry);
             if was_established && CT_EST.remove(self.place()).is_ok() {
-                held(verdict.state.peer, opened, u32::MAX);
+                peers::count(verdict.state.peer, opened, u32::MAX);
             }
         }
         0
@@ -175,11 +171,11 @@ impl<'a> Tables<'a> {
             .insert(self.place(), &*flow, u64::from(BPF_NOEXIST))
             .is_ok()
         {
-            held(flow.entry.state.peer, flow.entry.state.opened(), 1);
+            peers::count(flow.entry.state.peer, flow.entry.state.opened(), 1);
             return true;
         }
         // Another CPU may have done so since we looked.
-        find_established(self.place(), &facts.key).is_some()
+        established::find(self.place(), &facts.key).is_some()
     }
 }
 
@@ -193,109 +189,7 @@ pub fn place_of(key: &FlowKey, config: &Config) -> Place {
 /// taken from among the half-open, so whoever comes at that moment must ask once more.
 #[inline(always)]
 pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
-    !half_open::may_hold(*place) && find_established(place, key).is_none()
-}
-
-/// [`established`], for whoever has no room for it on the stack.
-#[inline(never)]
-fn find_established(place: &Place, key: &FlowKey) -> Option<*mut FlowEntry> {
-    established(place, key)
-}
-
-/// The flow, if `ct_est` holds it.
-#[inline(always)]
-pub fn established(place: &Place, key: &FlowKey) -> Option<*mut FlowEntry> {
-    let flow = CT_EST.get_ptr_mut(place)?;
-    // SAFETY: the pointer that the look-up returned.
-    unsafe { is_same(&raw const (*flow).key, key).then(|| &raw mut (*flow).entry) }
-}
-
-/// Volatile, or a compiler keeps all words of a key that it has just put together, on the stack beside the key.
-///
-/// SAFETY: both can be read.
-#[inline(always)]
-unsafe fn is_same(a: *const FlowKey, b: *const FlowKey) -> bool {
-    const _: () = assert!(size_of::<FlowKey>() == size_of::<[u64; 5]>());
-    const _: () = assert!(align_of::<FlowKey>() == align_of::<[u64; 5]>());
-    let (a, b) = (a.cast::<u64>(), b.cast::<u64>());
-    let mut differ = 0;
-    for word in 0..5 {
-        // SAFETY: the caller's word.
-        differ |= unsafe { a.add(word).read_volatile() ^ b.add(word).read_volatile() };
-    }
-    differ == 0
-}
-
-/// Counts a flow in or, by the greatest number, out.
-#[inline(always)]
-fn held(peer: u32, opened: Direction, by: u32) {
-    if let Some(load) = load(peer) {
-        // SAFETY: the pointer that the look-up returned.
-        unsafe {
-            let added = match opened {
-                Direction::Ingress => &raw mut (*load).added[0],
-                Direction::Egress => &raw mut (*load).added[1],
-            };
-            atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(added, by);
-        }
-    }
-}
-
-/// The peer's load, made if it has none yet.
-#[inline(never)]
-pub fn load(peer: u32) -> Option<*mut PeerLoad> {
-    if let Some(load) = PEER_LOAD.get_ptr_mut(&peer) {
-        return Some(load);
-    }
-    let mut none = MaybeUninit::<PeerLoad>::uninit();
-    // Word by word: a call of memset would be one frame too many where each takes 32 bytes of the 512
-    // at least (Linux 6.1).
-    // SAFETY: the words of a variable that we hold alone, and all of them.
-    let none = unsafe {
-        let words = none.as_mut_ptr().cast::<u64>();
-        for word in 0..size_of::<PeerLoad>() / size_of::<u64>() {
-            words.add(word).write_volatile(0);
-        }
-        none.assume_init_ref()
-    };
-    let _ = PEER_LOAD.insert(&peer, none, u64::from(BPF_NOEXIST));
-    PEER_LOAD.get_ptr_mut(&peer)
-}
-
-/// [`touch`], and what else the packet has changed. `entry` is the flow afterwards, if the verdict has an event.
-///
-/// SAFETY: as of [`touch`].
-#[inline(always)]
-pub unsafe fn grow(found: *mut FlowEntry, verdict: &Verdict, meta: &Meta, entry: &mut FlowEntry) {
-    // SAFETY: the caller's word. Flags are only ever added.
-    unsafe {
-        touch(found, meta, verdict.state.last_seen);
-        let added = verdict.state.flags & STICKY & !(*found).state.flags;
-        if added != 0 {
-            (*found).state.flags |= added;
-        }
-        if verdict.event.is_some() {
-            *entry = *found;
-        }
-    }
-}
-
-/// In place, so only what grants nothing if the entry has become another flow's meanwhile. Other CPUs
-/// may write too: times race to nearly the same value, counters are atomic.
-///
-/// SAFETY: `entry` is a pointer that a look-up of this program run returned.
-#[inline(always)]
-pub unsafe fn touch(entry: *mut FlowEntry, meta: &Meta, now: u64) {
-    // SAFETY: the caller's word.
-    unsafe {
-        (*entry).state.last_seen = now;
-        let (packets, bytes) = match meta.direction {
-            Direction::Ingress => (&raw mut (*entry).packets[0], &raw mut (*entry).bytes[0]),
-            Direction::Egress => (&raw mut (*entry).packets[1], &raw mut (*entry).bytes[1]),
-        };
-        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(packets, meta.segments);
-        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(bytes, meta.bytes);
-    }
+    !half_open::may_hold(*place) && established::find(place, key).is_none()
 }
 
 /// Who stands behind an address: its own entry, else the longest prefix's.
@@ -367,100 +261,26 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
-        let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
-        let about = about | u32::from(key.port.get());
-        let answer = policy_entry(key.remote.get(), key.local.get(), about);
-        PolicyEntry {
-            flags: answer as u32,
-            rule: RuleId((answer >> 32) as u32),
-        }
+        policy::entry(key)
     }
 
     #[inline(always)]
-    fn new_flows(&self, peer: u32, opened: Direction) -> budget::Bucket {
-        match PEER_LOAD.get_ptr(&peer) {
-            // SAFETY: the pointer that the look-up returned.
-            Some(load) => unsafe {
-                match opened {
-                    Direction::Ingress => (*load).new[0],
-                    Direction::Egress => (*load).new[1],
-                }
-            },
-            None => budget::Bucket::default(),
-        }
+    fn new_flows(&self, peer: u32, opened: Direction) -> Bucket {
+        peers::new_flows(peer, opened)
     }
 
     #[inline(always)]
     fn is_share_taken(&self, peer: u32, opened: Direction) -> bool {
-        let Some(load) = PEER_LOAD.get_ptr(&peer) else {
-            return false;
-        };
-        let freed = PEER_FREED.get_ptr(&peer);
-        // SAFETY: pointers that look-ups returned.
-        let held = unsafe {
-            let (added, freed) = match opened {
-                Direction::Ingress => {
-                    ((*load).added[0], freed.map_or(0, |freed| (*freed).freed[0]))
-                }
-                Direction::Egress => ((*load).added[1], freed.map_or(0, |freed| (*freed).freed[1])),
-            };
-            added.wrapping_sub(freed).cast_signed()
-        };
-        held >= self.config.peer_flows.cast_signed()
+        peers::held(peer, opened) >= self.config.peer_flows.cast_signed()
     }
 
     #[inline(always)]
-    fn icmp_errors(&self, peer: u32) -> budget::Bucket {
-        match PEER_LOAD.get_ptr(&peer) {
-            // SAFETY: the pointer that the look-up returned.
-            Some(load) => unsafe { (*load).errors },
-            None => budget::Bucket::default(),
-        }
+    fn icmp_errors(&self, peer: u32) -> Bucket {
+        peers::icmp_errors(peer)
     }
 
     #[inline(always)]
     fn pickup_until(&self) -> u64 {
         self.config.pickup_until
     }
-}
-
-/// What the longest row around a [`PolicyKey`] says: the flags, and above them the rule. `about` is the
-/// direction, the protocol and the port, from above.
-///
-/// Global, because it is asked in many places; of numbers, because it is deep on the stack.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
-    let key = PolicyKey {
-        remote: Be32::new(remote),
-        local: Be32::new(local),
-        direction: (about >> 24) as u8,
-        proto: (about >> 16) as u8,
-        port: Be16::new(about as u16),
-    };
-    let row = |at: &RowKey| Row::from_bits(policy_row(at.ends, at.about));
-    let entry = longest(&key, row);
-    u64::from(entry.rule.0) << 32 | u64::from(entry.flags)
-}
-
-/// The [`Row`] under this [`RowKey`].
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn policy_row(ends: u64, about: u32) -> u64 {
-    let at = RowKey { ends, about };
-    let row = match POL.get(0) {
-        Some(slots) => find(&at, |slot| slots.get(slot).map(of_words)),
-        None => Row::NOTHING,
-    };
-    row.to_bits()
-}
-
-/// The map's slots, for what they are.
-#[inline(always)]
-fn of_words(words: &[u64; 8]) -> &Bucket {
-    const _: () = assert!(size_of::<Bucket>() == size_of::<[u64; 8]>());
-    const _: () = assert!(align_of::<Bucket>() == align_of::<[u64; 8]>());
-    // SAFETY: the bucket is eight words, every pattern of which is one; user space gives it up before
-    // programs see it.
-    unsafe { &*core::ptr::from_ref(words).cast() }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, shell};
 
 /// Everything that decides over a packet. What only measures or writes logs is not here.
-const SOURCES: [&str; 29] = [
+const SOURCES: &[&str] = &[
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
@@ -34,12 +34,15 @@ const SOURCES: [&str; 29] = [
     "mesh-common/src/verdict/judged.rs",
     "mesh-common/src/verdict/opening.rs",
     "mesh-ebpf/src/entry.rs",
+    "mesh-ebpf/src/established.rs",
     "mesh-ebpf/src/events.rs",
     "mesh-ebpf/src/filter.rs",
     "mesh-ebpf/src/guard.rs",
     "mesh-ebpf/src/half_open.rs",
     "mesh-ebpf/src/meta.rs",
     "mesh-ebpf/src/mss.rs",
+    "mesh-ebpf/src/peers.rs",
+    "mesh-ebpf/src/policy.rs",
     "mesh-ebpf/src/scratch.rs",
     "mesh-ebpf/src/skb.rs",
     "mesh-ebpf/src/stats.rs",
@@ -434,7 +437,7 @@ mod tests {
         let root = shell::root();
         let listed = std::fs::read_to_string(root.join(EQUIVALENT)).unwrap();
         let made: Vec<String> = SOURCES
-            .into_iter()
+            .iter()
             .flat_map(|file| all(file, &std::fs::read_to_string(root.join(file)).unwrap()))
             .map(|mutant| format!("{mutant} | "))
             .collect();

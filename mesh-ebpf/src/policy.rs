@@ -1,0 +1,58 @@
+//! The policy's table, asked.
+
+use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
+use mesh_common::{Be16, Be32, PolicyEntry, PolicyKey};
+
+use crate::maps::POL;
+
+/// What the longest row around a key says.
+#[inline(always)]
+pub fn entry(key: &PolicyKey) -> PolicyEntry {
+    let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
+    let about = about | u32::from(key.port.get());
+    let answer = policy_entry(key.remote.get(), key.local.get(), about);
+    PolicyEntry {
+        flags: answer as u32,
+        rule: RuleId((answer >> 32) as u32),
+    }
+}
+
+/// [`entry`]: the flags, and above them the rule. `about` is the direction, the protocol and the port, from above.
+///
+/// Global, because it is asked in many places; of numbers, because it is deep on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
+    let key = PolicyKey {
+        remote: Be32::new(remote),
+        local: Be32::new(local),
+        direction: (about >> 24) as u8,
+        proto: (about >> 16) as u8,
+        port: Be16::new(about as u16),
+    };
+    let row = |at: &RowKey| Row::from_bits(policy_row(at.ends, at.about));
+    let entry = longest(&key, row);
+    u64::from(entry.rule.0) << 32 | u64::from(entry.flags)
+}
+
+/// The [`Row`] under this [`RowKey`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn policy_row(ends: u64, about: u32) -> u64 {
+    let at = RowKey { ends, about };
+    let row = match POL.get(0) {
+        Some(slots) => find(&at, |slot| slots.get(slot).map(of_words)),
+        None => Row::NOTHING,
+    };
+    row.to_bits()
+}
+
+/// The map's slots, for what they are.
+#[inline(always)]
+fn of_words(words: &[u64; 8]) -> &Bucket {
+    const _: () = assert!(size_of::<Bucket>() == size_of::<[u64; 8]>());
+    const _: () = assert!(align_of::<Bucket>() == align_of::<[u64; 8]>());
+    // SAFETY: the bucket is eight words, every pattern of which is one; user space gives it up before
+    // programs see it.
+    unsafe { &*core::ptr::from_ref(words).cast() }
+}
