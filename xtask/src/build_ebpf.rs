@@ -1,9 +1,7 @@
 //! The eBPF object: built from source, never committed.
 //!
-//! Two toolchains build the same object and the first that is there is taken: Debian's rustc-web,
-//! which brings a ready-made `core` for the target, or rustup's nightly with its sources. The
-//! hard part is the flags: an inherited CARGO_ENCODED_RUSTFLAGS replaces ours and silently costs
-//! the BTF, so ours are set in that very variable, and an object without BTF is refused.
+//! An object without BTF is refused, and one is left beside the hash of its sources: whoever embeds it can
+//! tell that it is of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,86 +10,17 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use sha2::{Digest, Sha256};
 
+use crate::bpf_toolchain::{TARGET, Toolchain};
 use crate::{setup, shell};
 
 #[derive(Debug, Parser)]
 pub(crate) struct Options {}
-
-const TARGET: &str = "bpfel-unknown-none";
 
 impl Options {
     pub(crate) fn run(self) -> Result<()> {
         let object = build()?;
         println!("{}", object.display());
         Ok(())
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Toolchain {
-    /// Debian's rustc with `libstd-rust-web-dev-bpf`.
-    Debian,
-    /// rustup's nightly, which builds `core` itself.
-    Nightly,
-}
-
-impl Toolchain {
-    pub(crate) fn find() -> Option<Self> {
-        if Path::new("/usr/bin/rustc").exists()
-            && Path::new("/usr/lib/rustlib")
-                .join(TARGET)
-                .join("lib")
-                .exists()
-        {
-            return Some(Self::Debian);
-        }
-        let sysroot = Command::new("rustup")
-            .args(["run", "nightly", "rustc", "--print", "sysroot"])
-            .output()
-            .ok()
-            .filter(|output| output.status.success())?;
-        let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout).ok()?.trim());
-        sysroot
-            .join("lib/rustlib/src/rust/library/core")
-            .exists()
-            .then_some(Self::Nightly)
-    }
-
-    fn cargo(self) -> Command {
-        let mut command = match self {
-            Self::Debian => {
-                let mut command = shell::cargo();
-                command
-                    .env("RUSTC", "/usr/bin/rustc")
-                    .env("RUSTC_BOOTSTRAP", "1");
-                command.arg("build");
-                command
-            }
-            Self::Nightly => {
-                let mut command = Command::new("rustup");
-                command
-                    .current_dir(shell::root())
-                    .env_remove("RUSTC")
-                    .env_remove("CARGO")
-                    .env_remove("RUSTUP_TOOLCHAIN")
-                    .args(["run", "nightly", "cargo", "build", "-Zbuild-std=core"]);
-                command
-            }
-        };
-        // Arithmetic of 32 bits and jumps on it (Linux 5.12), without which every word is shifted into 64 and
-        // back: a tenth of what an established packet costs.
-        let flags = [
-            "-Clinker=bpf-linker",
-            "-Clink-arg=--btf",
-            "-Ctarget-cpu=v3",
-            "-Cdebuginfo=2",
-        ];
-        command
-            .env_remove("RUSTFLAGS")
-            .env_remove("RUSTC_WRAPPER")
-            .env_remove("RUSTC_WORKSPACE_WRAPPER")
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-        command
     }
 }
 

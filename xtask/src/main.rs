@@ -9,6 +9,7 @@
 )]
 
 mod bench;
+mod bpf_toolchain;
 mod build_and_load;
 mod build_ebpf;
 mod ci;

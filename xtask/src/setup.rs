@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 use clap::Parser;
 
+use crate::bpf_toolchain::Toolchain;
 use crate::shell;
 
 #[derive(Debug, Parser)]
@@ -197,7 +198,7 @@ fn missing_packages(purpose: Purpose) -> Vec<&'static str> {
         .filter(|p| p.needed_for <= purpose && !Path::new(p.file).exists())
         .map(|p| p.name)
         .collect();
-    if crate::build_ebpf::Toolchain::find().is_none() {
+    if Toolchain::find().is_none() {
         missing.extend(BPF_TOOLCHAIN);
     }
     missing
