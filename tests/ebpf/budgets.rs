@@ -187,9 +187,10 @@ fn a_full_table_costs_no_peer_the_flows_that_it_may_have() {
     let handshake = [(Ingress, SYN), (Egress, SYN_ACK), (Ingress, ACK)];
     flow(&mut kernel, 1, &handshake);
     assert_eq!(kernel.half_open().len(), 1);
-    // The peer is not forgotten meanwhile, although it holds nothing and has its tokens back.
+    // Nor is there room for a peer of which nothing is known: it holds nothing and has its tokens back.
     kernel.set_load(2, PeerLoad::default());
     kernel.dataplane().sweep().unwrap();
+    assert!(!kernel.is_known(2));
     // One that a crowd has pushed out goes on, both ways, by the policy alone.
     flow(&mut kernel, 9, &[(Ingress, ACK), (Egress, ACK)]);
     // With some room, what comes is taken in again.

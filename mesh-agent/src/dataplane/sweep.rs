@@ -31,8 +31,7 @@ impl Kernel {
         let established = sweep(&mut self.established, now, &mut held)?;
         for (peer, load) in loads {
             let Some(held) = held.get(&peer) else {
-                // The programs take a peer of which nothing is known for one that has room.
-                if load.is_idle(now) && !self.is_full() {
+                if load.is_idle(now) {
                     // Gone already is as good.
                     let _ = self.peer_load.remove(&peer);
                     let _ = self.peer_freed.remove(&peer);

@@ -26,7 +26,12 @@ impl Kernel {
         self.loads.as_ref().unwrap().get(&peer, 0).unwrap()
     }
 
-    /// Flows that the peer holds, by who opened them; a sweep may have forgotten the peer altogether.
+    /// Whether anything is known of the peer: a sweep may have forgotten it altogether.
+    pub(crate) fn is_known(&self, peer: u32) -> bool {
+        self.loads.as_ref().unwrap().get(&peer, 0).is_ok()
+    }
+
+    /// Flows that the peer holds, by who opened them.
     pub(crate) fn held(&self, peer: u32) -> [u32; 2] {
         let Ok(load) = self.loads.as_ref().unwrap().get(&peer, 0) else {
             return [0, 0];
