@@ -7,11 +7,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::agent::Actuator;
-use mesh_core::dataplane::vigil::Vigil;
 use mesh_core::desired::{Desired, MTU};
 use mesh_core::health::{Condition, Severity};
 use mesh_core::routes;
@@ -39,6 +38,7 @@ use actuate::{Control, actuate};
 use enforcer::Raised;
 pub use log_flows::{AskUsage, PeerUsage};
 use log_flows::{Feed, Over};
+use watch_filter::Seen;
 
 /// Until a raise that failed is tried again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -103,8 +103,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
     let mut is_first = true;
     let mut planned = false;
     let mut left = is_left(&settings.interface, &settings.pin_dir);
-    // Of one device after the other: what it has seen is told for longer than a device may last.
-    let vigil = watch::Sender::new(Vigil::new(None, Instant::now()));
+    let seen = Seen::new();
     loop {
         let wanted = ports.plans.borrow_and_update().is_some();
         if !wanted && !std::mem::take(&mut left) {
@@ -124,7 +123,7 @@ pub async fn supervise(settings: Settings, mut ports: Ports, stop: CancellationT
         let told = Told::Condition("InterfaceNotReady", failure);
         let _ = ports.told.send(told).await;
         match raised {
-            Ok(raised) => match run(&settings, raised, &vigil, &mut ports, &stop).await {
+            Ok(raised) => match run(&settings, raised, &seen, &mut ports, &stop).await {
                 End::Stop => return,
                 End::Lost => disown(&settings, &ports).await,
                 End::Down => {}
@@ -178,7 +177,7 @@ fn not_ready(error: &anyhow::Error) -> Condition {
 async fn run(
     settings: &Settings,
     raised: Raised,
-    vigil: &watch::Sender<Vigil>,
+    seen: &Seen,
     ports: &mut Ports,
     stop: &CancellationToken,
 ) -> End {
@@ -191,7 +190,7 @@ async fn run(
     for (name, condition) in conditions {
         let _ = ports.told.send(Told::Condition(name, condition)).await;
     }
-    vigil.send_modify(|vigil| *vigil = vigil.next(found, Instant::now()));
+    seen.begin(found);
     let interface = backend.interface();
     let (usage, asked) = mpsc::channel(1);
     let handle = Handle {
@@ -205,7 +204,7 @@ async fn run(
             let net = Arc::new(net);
             let (over, ending) = oneshot::channel();
             let questions = (asked, ending);
-            let mut tasks = spawn(settings, &handle, questions, &net, &interface, ports, vigil);
+            let mut tasks = spawn(settings, &handle, questions, &net, &interface, ports, seen);
             let end = watch_over(&interface, ports, stop).await;
             let _ = over.send(match takes_device_away(end, &handle.backend) {
                 true => Over::WithItsFlows,
@@ -254,7 +253,7 @@ fn spawn(
     net: &Arc<Net>,
     interface: &Interface,
     ports: &Ports,
-    vigil: &watch::Sender<Vigil>,
+    seen: &Seen,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (loaded, loading) = watch::channel(false);
@@ -282,7 +281,7 @@ fn spawn(
         ports.around.clone(),
         ports.told.clone(),
         door,
-        vigil.clone(),
+        seen.clone(),
     );
     tasks.spawn(watch.instrument(tracing::info_span!("dataplane")));
 

@@ -215,6 +215,6 @@ fn a_pin_dir_that_goes_with_its_file_system_is_no_trap() {
     drop(Dataplane::attach("lo", &options(&bpffs)).unwrap());
     drop(bpffs);
     let bpffs = Bpffs::mount().unwrap();
-    let dataplane = Dataplane::attach("lo", &options(&bpffs)).unwrap();
+    let mut dataplane = Dataplane::attach("lo", &options(&bpffs)).unwrap();
     assert_eq!(dataplane.standing().unwrap(), Standing::First);
 }

@@ -18,6 +18,9 @@ use crate::sys;
 
 mod clsact;
 mod filters;
+mod look;
+
+use look::Look;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
@@ -65,12 +68,13 @@ pub(super) struct Hook {
     way: Way,
     program_id: u32,
     place: Place,
+    look: Look,
 }
 
 #[derive(Debug)]
 enum Place {
     Tcx(OwnedFd),
-    Clsact,
+    Clsact(filters::News),
 }
 
 impl Hook {
@@ -86,12 +90,14 @@ impl Hook {
         let program_id = program.info().context("ask for the program's number")?.id();
         let place = match chain {
             Chain::Clsact => {
+                let news = clsact::news(ifindex, way).context("ask for news of filters")?;
                 clsact::hang(program, interface, way)?;
-                Place::Clsact
+                Place::Clsact(news)
             }
             Chain::Tcx => {
                 let program = program.fd()?.as_fd().try_clone_to_owned()?;
-                let ids = sys::bpf::prog_query(ifindex, way.tcx()).context("ask for programs")?;
+                let (ids, _) =
+                    sys::bpf::prog_query(ifindex, way.tcx()).context("ask for programs")?;
                 let mut ours = left
                     .iter()
                     .filter(|left| left.id != program_id && ids.contains(&left.id));
@@ -112,6 +118,7 @@ impl Hook {
             way,
             program_id,
             place,
+            look: hanging(ifindex, way, chain).context("ask for programs")?,
         })
     }
 
@@ -123,8 +130,8 @@ impl Hook {
         left: &[Left],
     ) -> anyhow::Result<Option<Self>> {
         let ifindex = index(interface).with_context(|| format!("find {interface}"))?;
-        let ids = hanging(ifindex, way, chain)?;
-        let Some(found) = left.iter().find(|left| ids.contains(&Some(left.id))) else {
+        let look = hanging(ifindex, way, chain)?;
+        let Some(found) = left.iter().find(|left| look.ids.contains(&Some(left.id))) else {
             return Ok(None);
         };
         Ok(Some(Self {
@@ -134,8 +141,9 @@ impl Hook {
             program_id: found.id,
             place: match chain {
                 Chain::Tcx => Place::Tcx(found.program.try_clone()?),
-                Chain::Clsact => Place::Clsact,
+                Chain::Clsact => Place::Clsact(clsact::news(ifindex, way)?),
             },
+            look,
         }))
     }
 
@@ -153,18 +161,24 @@ impl Hook {
     }
 
     /// The kernel's answer, by the program's number.
-    pub(super) fn standing(&self) -> io::Result<Standing> {
+    pub(super) fn standing(&mut self) -> io::Result<Standing> {
         let chain = match self.place {
             Place::Tcx(_) => Chain::Tcx,
-            Place::Clsact => Chain::Clsact,
+            Place::Clsact(_) => Chain::Clsact,
         };
-        let ids = match hanging(self.ifindex, self.way, chain) {
-            Ok(ids) => ids,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Vec::new(),
+        let look = match hanging(self.ifindex, self.way, chain) {
+            Ok(look) => look,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Look::default(),
             Err(error) => return Err(error),
         };
-        let at = ids.iter().position(|id| *id == Some(self.program_id));
-        Ok(match at {
+        let visited = match &self.place {
+            Place::Tcx(_) => look.hides_a_visit_since(&self.look),
+            Place::Clsact(news) => news.has_come(clsact::is_before_ours)?,
+        };
+        self.look = look;
+        let ours = Some(self.program_id);
+        Ok(match self.look.ids.iter().position(|id| *id == ours) {
+            Some(0) if visited => Standing::FirstAgain,
             Some(0) => Standing::First,
             Some(_) => Standing::Behind,
             None => Standing::Gone,
@@ -188,26 +202,31 @@ impl Hook {
                     result => result.context("detach the program"),
                 }
             }
-            Place::Clsact => clsact::unhang(&self.interface, self.way),
+            Place::Clsact(_) => clsact::unhang(&self.interface, self.way),
         }
     }
 }
 
-/// Numbers of the programs at a hook, in the order in which they run. `None`: a filter that is no
-/// program, or is not where ours would be.
-fn hanging(ifindex: u32, way: Way, chain: Chain) -> io::Result<Vec<Option<u32>>> {
+/// What is at a hook now.
+fn hanging(ifindex: u32, way: Way, chain: Chain) -> io::Result<Look> {
     match chain {
         Chain::Tcx => {
-            let ids = sys::bpf::prog_query(ifindex, way.tcx())?;
-            Ok(ids.into_iter().map(Some).collect())
+            let (ids, revision) = sys::bpf::prog_query(ifindex, way.tcx())?;
+            Ok(Look {
+                ids: ids.into_iter().map(Some).collect(),
+                revision,
+            })
         }
-        Chain::Clsact => clsact::hanging(ifindex, way),
+        Chain::Clsact => Ok(Look {
+            ids: clsact::hanging(ifindex, way)?,
+            revision: 0,
+        }),
     }
 }
 
 /// How many programs hang on an interface, whoever's.
 pub(super) fn count(interface: &str, way: Way, chain: Chain) -> io::Result<usize> {
-    Ok(hanging(index(interface)?, way, chain)?.len())
+    Ok(hanging(index(interface)?, way, chain)?.ids.len())
 }
 
 /// The number of an interface of this thread's network namespace.

@@ -16,7 +16,7 @@ use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::half_open::{SETS, WAYS};
 use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
-use mesh_core::dataplane::vigil::Standing;
+use mesh_core::dataplane::vigil::{Lapse, Standing};
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -188,8 +188,17 @@ impl Dataplane {
     }
 
     /// Keeps packets for this node's mesh addresses from coming in on these interfaces: all but the
-    /// mesh's own and loopback. Told the whole set each time. An interface that is gone is no error.
+    /// mesh's own; loopback is left out. Told the whole set each time. An interface that is gone is no error.
     pub fn guard<'a>(
+        &mut self,
+        interfaces: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), AttachError> {
+        self.want_guards(interfaces)?;
+        self.hang_guards(usize::MAX).map(drop)
+    }
+
+    /// The first half of [`Self::guard`].
+    pub fn want_guards<'a>(
         &mut self,
         interfaces: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), AttachError> {
@@ -197,13 +206,20 @@ impl Dataplane {
         if !self.earlier.is_empty() {
             return Ok(());
         }
-        let program = classifier(&mut self.ebpf, GUARD)?;
-        self.guards.set(program, interfaces)
+        self.guards.want(interfaces)
     }
 
-    /// Puts back guards that somebody took off; returns the interfaces whose guard stands behind a
-    /// foreign program.
-    pub fn mend_guards(&mut self) -> anyhow::Result<Vec<String>> {
+    /// The second half, at most so many at once. False: there is more to do; so it may be after an error.
+    pub fn hang_guards(&mut self, at_most: usize) -> Result<bool, AttachError> {
+        if !self.earlier.is_empty() {
+            return Ok(true);
+        }
+        let program = classifier(&mut self.ebpf, GUARD)?;
+        self.guards.hang(program, at_most)
+    }
+
+    /// Puts back guards that somebody took off; returns what was wrong, by interface.
+    pub fn mend_guards(&mut self) -> anyhow::Result<Vec<(String, Lapse)>> {
         self.guards.mend(classifier(&mut self.ebpf, GUARD)?)
     }
 
@@ -288,7 +304,7 @@ impl Dataplane {
     }
 
     /// Whether our programs still are where they were put, and nobody's before them.
-    pub fn standing(&self) -> io::Result<Standing> {
+    pub fn standing(&mut self) -> io::Result<Standing> {
         Ok(self.ingress.standing()?.max(self.egress.standing()?))
     }
 

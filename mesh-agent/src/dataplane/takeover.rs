@@ -82,7 +82,7 @@ pub(super) fn found(
             continue;
         }
         let standing = match Hook::find(interface, way, chain, &left)? {
-            Some(hook) => hook.standing()?,
+            Some(mut hook) => hook.standing()?,
             None => Standing::Gone,
         };
         worst = worst.max(Some(standing));

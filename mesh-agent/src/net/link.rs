@@ -104,14 +104,14 @@ pub(super) async fn underlay(handle: &Handle, mesh: u32) -> anyhow::Result<BTree
     Ok(underlay)
 }
 
-/// Names of the interfaces that are neither the mesh's nor loopback.
+/// Names of the interfaces that are not the mesh's; loopback's is among them.
 pub fn others(mesh: &str) -> anyhow::Result<BTreeSet<String>> {
     // The process's own network namespace, whatever is mounted on /sys.
     let table = std::fs::read_to_string("/proc/self/net/dev").context("list the interfaces")?;
     let others = table
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
-        .filter(|name| name != mesh && name != "lo");
+        .filter(|name| name != mesh);
     Ok(others.collect())
 }
 

@@ -12,7 +12,7 @@ use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::{Direction, DropReason};
 use mesh_core::dataplane::Tables;
-use mesh_core::dataplane::vigil::Standing;
+use mesh_core::dataplane::vigil::{Lapse, Standing};
 use mesh_core::dataplane::why::{Answer, Question};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::mpsc;
@@ -31,6 +31,10 @@ const ASKING_PORT: u16 = 9;
 
 /// What goes with the programs beside speed.
 const UNGUARDED: &str = ", and packets for this node's mesh addresses that come in on other interfaces are not dropped (CVE-2019-14899)";
+
+/// Guards that are hung under one lock, and how long it is left to others then.
+const GUARDS_AT_ONCE: usize = 4;
+const TURN: Duration = Duration::from_millis(1);
 
 /// The filter of one device.
 #[derive(Debug)]
@@ -62,13 +66,9 @@ impl Enforcer {
     /// Keeps the node's mesh addresses from being reached through any interface but `mesh`.
     pub(super) fn guard(&self, mesh: &str) -> anyhow::Result<()> {
         match self {
-            Self::Programs(programs) => block_in_place(|| {
-                let mut programs = locked(programs);
-                // Listed behind the lock: whoever waited for it knows what came meanwhile.
-                let others = net::others(mesh)?;
-                let others = others.iter().map(String::as_str);
-                programs.guard(others).context("guard the other interfaces")
-            }),
+            Self::Programs(programs) => {
+                block_in_place(|| guard(programs, mesh)).context("guard the other interfaces")
+            }
             Self::InProcess(_) => Ok(()),
         }
     }
@@ -106,8 +106,8 @@ impl Enforcer {
         }
     }
 
-    /// Puts guards back; returns the interfaces on which a foreign program stands before the guard.
-    pub(super) fn mend_guards(&self) -> anyhow::Result<Vec<String>> {
+    /// Puts guards back; returns what was wrong, by interface.
+    pub(super) fn mend_guards(&self) -> anyhow::Result<Vec<(String, Lapse)>> {
         match self {
             Self::Programs(programs) => block_in_place(|| locked(programs).mend_guards()),
             Self::InProcess(_) => Ok(Vec::new()),
@@ -237,6 +237,27 @@ impl Enforcer {
 fn locked(programs: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> {
     // A panic elsewhere leaves at worst a policy half written, which the next apply repairs.
     programs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// In small parts: of many guards each takes the kernel some 20 ms, and the watch over the mesh's own device
+/// waits for the same lock.
+fn guard(programs: &Mutex<Dataplane>, mesh: &str) -> anyhow::Result<()> {
+    {
+        let mut programs = locked(programs);
+        // Listed behind the lock: whoever waited for it knows what came meanwhile.
+        let others = net::others(mesh)?;
+        programs.want_guards(others.iter().map(String::as_str))?;
+    }
+    let mut result = Ok(());
+    loop {
+        match locked(programs).hang_guards(GUARDS_AT_ONCE) {
+            Ok(true) => return Ok(result?),
+            Ok(false) => {}
+            // The other interfaces are not to be open for this one's sake.
+            Err(error) => result = result.and(Err(error)),
+        }
+        std::thread::sleep(TURN);
+    }
 }
 
 /// A device, down, with its filter on it.
@@ -392,7 +413,7 @@ async fn raise_userspace(settings: &Settings) -> anyhow::Result<Raised> {
                     text: format!(
                         "no eBPF programs on the interface, the policy is enforced in process{UNGUARDED}: {error}"
                     ),
-                    next_step: "give the agent CAP_BPF and CAP_PERFMON and a folder on a BPF file system",
+                    next_step: "give the agent CAP_BPF and CAP_PERFMON and a folder on a BPF file system, then start it again",
                 }),
             )
         }

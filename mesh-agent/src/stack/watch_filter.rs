@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::dataplane::vigil::{Step, Vigil};
+use mesh_core::dataplane::vigil::{GUARD_BYPASSED, GuardVigil, Standing, Step, Vigil};
 use mesh_core::health::{Condition, Severity};
 use tokio::sync::{mpsc, watch};
 
@@ -23,7 +23,32 @@ const LOOK: Duration = Duration::from_millis(200);
 /// While something has to be put right.
 const SOON: Duration = Duration::from_millis(100);
 
-/// Runs until it is dropped; `vigil` is for the next device then.
+/// What was seen on one device after the other: it is told for longer than a device may last.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    device: watch::Sender<Vigil>,
+    guards: watch::Sender<GuardVigil>,
+}
+
+impl Seen {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            device: watch::Sender::new(Vigil::new(None, now)),
+            guards: watch::Sender::new(GuardVigil::new(now)),
+        }
+    }
+
+    /// There is another device. `found` is where an earlier agent's programs were, if it left any on it.
+    pub(super) fn begin(&self, found: Option<Standing>) {
+        let now = Instant::now();
+        self.device
+            .send_modify(|vigil| *vigil = vigil.next(found, now));
+        self.guards.send_modify(|vigil| *vigil = vigil.next(now));
+    }
+}
+
+/// Runs until it is dropped; what was seen is for the next device then.
 pub(super) async fn run(
     enforcer: Arc<Enforcer>,
     net: Arc<Net>,
@@ -31,7 +56,7 @@ pub(super) async fn run(
     mut around: watch::Receiver<()>,
     told: mpsc::Sender<Told>,
     door: watch::Sender<Door>,
-    vigil: watch::Sender<Vigil>,
+    Seen { device, guards }: Seen,
 ) {
     let mut conditions = Conditions {
         told,
@@ -51,7 +76,7 @@ pub(super) async fn run(
             continue;
         }
         let mut step = Step::Nothing;
-        vigil.send_modify(|vigil| step = vigil.handle_standing(standing, Instant::now()));
+        device.send_modify(|vigil| step = vigil.handle_standing(standing, Instant::now()));
         pause = if step == Step::Nothing { LOOK } else { SOON };
         let mut failure = None;
         match step {
@@ -59,7 +84,7 @@ pub(super) async fn run(
             Step::Close => {
                 door.send_replace(Door::Closed);
                 match net.close(&interface).await {
-                    Ok(()) => vigil.send_modify(|vigil| vigil.handle_closed(Instant::now())),
+                    Ok(()) => device.send_modify(|vigil| vigil.handle_closed(Instant::now())),
                     Err(error) => failure = Some(brief(&error)),
                 }
             }
@@ -76,13 +101,21 @@ pub(super) async fn run(
             }
         }
         failing = failure;
-        let told = vigil.borrow().conditions(&interface.name, Instant::now());
+        let told = device.borrow().conditions(&interface.name, Instant::now());
         for (name, condition) in told {
             conditions.set(name, condition).await;
         }
-        conditions
-            .set("GuardBypassed", guards(enforcer.mend_guards()))
-            .await;
+        match enforcer.mend_guards() {
+            Ok(lapses) => {
+                let now = Instant::now();
+                guards.send_modify(|guards| guards.handle_lapses(&lapses, now));
+                let told = guards.borrow().conditions(now);
+                for (name, condition) in told {
+                    conditions.set(name, condition).await;
+                }
+            }
+            Err(error) => conditions.set(GUARD_BYPASSED, Some(unasked(&error))).await,
+        }
         let pinned = enforcer.keep_pinned();
         conditions
             .set("FilterNotPinned", pinned.err().map(not_pinned))
@@ -110,20 +143,12 @@ impl Conditions {
     }
 }
 
-fn guards(mended: anyhow::Result<Vec<String>>) -> Option<Condition> {
-    let text = match mended {
-        Ok(behind) if behind.is_empty() => return None,
-        Ok(behind) => format!(
-            "a foreign program stands before the guard on {}",
-            behind.join(", ")
-        ),
-        Err(error) => format!("the guards of other interfaces: {}", brief(&error)),
-    };
-    Some(Condition {
+fn unasked(error: &anyhow::Error) -> Condition {
+    Condition {
         severity: Severity::Warning,
-        text,
-        next_step: "a neighbour there may reach this node's mesh addresses past the policy (CVE-2019-14899): attach that program behind the guard",
-    })
+        text: format!("the guards of other interfaces: {}", brief(error)),
+        next_step: "a neighbour there may reach this node's mesh addresses past the policy (CVE-2019-14899)",
+    }
 }
 
 fn not_pinned(error: anyhow::Error) -> Condition {

@@ -30,8 +30,9 @@ struct ProgQuery {
 }
 
 /// Ids of the programs at an interface's TCX hook (`BPF_TCX_INGRESS` is 46, `BPF_TCX_EGRESS` 47), in
-/// the order in which they run. aya's own query turns ids into descriptors, which takes CAP_SYS_ADMIN.
-pub(crate) fn prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+/// the order in which they run, and how often they have changed. aya's own query turns ids into descriptors,
+/// which takes CAP_SYS_ADMIN.
+pub(crate) fn prog_query(ifindex: u32, attach_type: u32) -> io::Result<(Vec<u32>, u64)> {
     let mut ids = [0_u32; 64];
     let mut query = ProgQuery {
         target_ifindex: ifindex,
@@ -53,7 +54,8 @@ pub(crate) fn prog_query(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>>
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(ids.into_iter().take(query.prog_cnt as usize).collect())
+    let ids = ids.into_iter().take(query.prog_cnt as usize);
+    Ok((ids.collect(), query.revision))
 }
 
 /// `BPF_MAP_GET_NEXT_KEY` of `enum bpf_cmd`.

@@ -8,11 +8,19 @@ use std::time::{Duration, Instant};
 
 use crate::health::{Condition, Severity};
 
+mod guards;
+mod past;
+
+pub use guards::{GUARD_BYPASSED, GUARD_WAS_BYPASSED, GuardVigil, Lapse};
+use past::{Exposed, Past, for_at_most};
+
 /// Where our programs are, from best to worst.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Standing {
     /// Attached, and first.
     First,
+    /// The same, but since the last answer something came that is no longer there. It may have stood first.
+    FirstAgain,
     /// Attached, behind something of somebody else that may end the chain.
     Behind,
     /// Not attached: nothing filters.
@@ -33,9 +41,6 @@ pub enum Step {
 
 /// How long the kernel may fail to answer before its silence counts as an answer.
 const BLIND: Duration = Duration::from_secs(1);
-/// How long people are told of what is over.
-const REMEMBERED: Duration = Duration::from_secs(3600);
-
 /// Names of the conditions.
 pub const BYPASSED: &str = "FilterBypassed";
 pub const WAS_BYPASSED: &str = "FilterWasBypassed";
@@ -43,6 +48,8 @@ pub const WAS_BYPASSED: &str = "FilterWasBypassed";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fault {
     Behind,
+    /// Perhaps.
+    Visited,
     Gone,
     Blind,
 }
@@ -67,14 +74,9 @@ enum State {
 #[derive(Debug)]
 pub struct Vigil {
     state: State,
-    /// The last time that it, or a device before it, was open to all: why, for how long, and when it was
-    /// over.
-    past: Option<(Fault, Exposed, Instant)>,
+    /// When it, or a device before it, was open to all.
+    past: Option<Past<Fault>>,
 }
-
-/// For how long at most packets may have passed unjudged; `None`: since some time before this agent
-/// started.
-type Exposed = Option<Duration>;
 
 impl Vigil {
     /// From the moment at which the programs were hung. `found` is where an earlier agent's were then, if
@@ -83,27 +85,28 @@ impl Vigil {
         let fault = match found {
             Some(Standing::Behind) => Some(Fault::Behind),
             Some(Standing::Gone) => Some(Fault::Gone),
-            Some(Standing::First) | None => None,
+            Some(Standing::First | Standing::FirstAgain) | None => None,
         };
         Self {
             state: State::Open {
                 seen: fault.is_none().then_some(now),
             },
-            past: fault.map(|fault| (fault, None, now)),
+            past: fault.map(|fault| Past::new(fault, None, now)),
         }
     }
 
     /// The vigil over the device that is made after this one, like [`Self::new`]: people are told of what
     /// happened, whatever became of the device on which it did.
     pub fn next(&self, found: Option<Standing>, now: Instant) -> Self {
-        let past = match self.state {
-            State::Open { .. } => self.past,
+        let mut past = self.past;
+        match self.state {
+            State::Open { .. } => {}
             State::Closing { seen, fault } => {
                 let exposed = seen.map(|seen| now.saturating_duration_since(seen));
-                Some((fault, exposed, now))
+                Past::add(&mut past, fault, exposed, now);
             }
-            State::Closed { fault, exposed } => Some((fault, exposed, now)),
-        };
+            State::Closed { fault, exposed } => Past::add(&mut past, fault, exposed, now),
+        }
         let next = Self::new(found, now);
         Self {
             past: next.past.or(past),
@@ -118,6 +121,14 @@ impl Vigil {
                 self.state = State::Open { seen: Some(now) };
                 Step::Nothing
             }
+            (State::Open { seen }, Some(Standing::FirstAgain)) => {
+                if let Some(seen) = seen {
+                    let exposed = Some(now.saturating_duration_since(seen));
+                    Past::add(&mut self.past, Fault::Visited, exposed, now);
+                }
+                self.state = State::Open { seen: Some(now) };
+                Step::Nothing
+            }
             (State::Open { seen: Some(seen) }, None)
                 if now.saturating_duration_since(seen) < BLIND =>
             {
@@ -126,7 +137,7 @@ impl Vigil {
             (State::Open { seen }, standing) => {
                 let fault = match standing {
                     Some(Standing::Gone) => Fault::Gone,
-                    Some(Standing::First | Standing::Behind) => Fault::Behind,
+                    Some(_) => Fault::Behind,
                     None => Fault::Blind,
                 };
                 // What this agent found and still finds is not over yet.
@@ -136,9 +147,9 @@ impl Vigil {
                 self.state = State::Closing { seen, fault };
                 Step::Close
             }
-            (State::Closed { fault, exposed }, Some(Standing::First)) => {
+            (State::Closed { fault, exposed }, Some(Standing::First | Standing::FirstAgain)) => {
                 self.state = State::Open { seen: Some(now) };
-                self.past = Some((fault, exposed, now));
+                Past::add(&mut self.past, fault, exposed, now);
                 Step::Open
             }
             (State::Closed { .. }, Some(Standing::Gone)) => Step::Hang,
@@ -169,7 +180,7 @@ impl Vigil {
                     fault,
                     format!(
                         "it is still up; packets may have passed unjudged {}",
-                        until_now(open)
+                        for_at_most(open)
                     ),
                 ))
             }
@@ -177,7 +188,7 @@ impl Vigil {
                 fault,
                 format!(
                     "it was taken down; packets may have passed unjudged {}",
-                    until_now(exposed)
+                    for_at_most(exposed)
                 ),
             )),
         };
@@ -194,26 +205,18 @@ impl Vigil {
             text: format!("{} on {interface}: {text}", fault.text()),
             next_step: fault.next_step(),
         });
-        let past = self
-            .past
-            .filter(|(.., over)| now.saturating_duration_since(*over) < REMEMBERED)
-            .map(|(fault, exposed, _)| Condition {
-                severity: Severity::Warning,
-                text: format!(
-                    "{} on {interface}, within the last hour: packets may have passed unjudged {}",
-                    fault.text(),
-                    until_now(exposed)
-                ),
-                next_step: after,
-            });
+        let past = self.past.filter(|past| past.is_remembered(now));
+        let past = past.map(|past| Condition {
+            severity: Severity::Warning,
+            text: format!(
+                "{} on {interface}, {}: packets may have passed unjudged {}",
+                past.what.text(),
+                past.when(),
+                past.exposed()
+            ),
+            next_step: after,
+        });
         [(BYPASSED, stands), (WAS_BYPASSED, past)]
-    }
-}
-
-fn until_now(exposed: Exposed) -> String {
-    match exposed {
-        Some(exposed) => format!("for at most {exposed:.1?}"),
-        None => "since some time before this agent started".to_owned(),
     }
 }
 
@@ -221,6 +224,9 @@ impl Fault {
     fn text(self) -> &'static str {
         match self {
             Self::Behind => "a foreign program stood before the filter",
+            Self::Visited => {
+                "between two looks a program came and went that may have stood before the filter,"
+            }
             Self::Gone => "the filter's programs were taken off",
             Self::Blind => "the kernel would not say whether the filter is in its place",
         }
@@ -228,7 +234,7 @@ impl Fault {
 
     fn next_step(self) -> &'static str {
         match self {
-            Self::Behind => {
+            Self::Behind | Self::Visited => {
                 "take it off (`bpftool net list`, `tc filter show`): the interface comes up by itself once the filter is first again"
             }
             Self::Gone => "the agent puts them back and the interface comes up by itself",
@@ -287,7 +293,7 @@ mod tests {
             .map(|(name, _)| name)
             .collect();
         assert_eq!(names, [WAS_BYPASSED]);
-        assert_eq!(texts(&vigil, at(4) + REMEMBERED), []);
+        assert_eq!(texts(&vigil, at(4) + past::REMEMBERED), []);
     }
 
     #[test]
@@ -359,7 +365,7 @@ mod tests {
         let told = texts(&vigil, start);
         let mut next = vigil.next(None, start + TICK);
         assert_eq!(texts(&next, start + TICK), told);
-        assert_eq!(texts(&next, start + REMEMBERED), []);
+        assert_eq!(texts(&next, start + past::REMEMBERED), []);
 
         // The device is taken away while it is closed.
         let at = start + TICK * 2;
@@ -368,7 +374,7 @@ mod tests {
             if is_closed {
                 next.handle_closed(at);
             }
-            let text = "the filter's programs were taken off on mesh0, within the last hour: packets may have passed unjudged for at most 500.0ms";
+            let text = "the filter's programs were taken off on mesh0, 2 times, the last within the last hour: packets may have passed unjudged for at most 500.0ms in all";
             let last = next.next(None, at);
             assert_eq!(texts(&last, at), [(WAS_BYPASSED, text.to_owned())]);
         }
@@ -381,6 +387,29 @@ mod tests {
         vigil.handle_closed(start);
         vigil.handle_standing(Some(Standing::First), start);
         vigil
+    }
+
+    #[test]
+    fn what_came_and_went_between_two_looks_is_told_and_adds_up() {
+        let start = start();
+        let mut vigil = Vigil::new(None, start);
+        let again = Some(Standing::FirstAgain);
+        for ticks in 1..=2 {
+            assert_eq!(
+                vigil.handle_standing(again, start + TICK * ticks),
+                Step::Nothing
+            );
+        }
+        let text = "between two looks a program came and went that may have stood before the filter, on mesh0, 2 times, the last within the last hour: packets may have passed unjudged for at most 1.0s in all";
+        let now = start + TICK * 2;
+        assert_eq!(texts(&vigil, now), [(WAS_BYPASSED, text.to_owned())]);
+        // It is first, so a closed device may open.
+        assert_eq!(
+            vigil.handle_standing(Some(Standing::Behind), now),
+            Step::Close
+        );
+        vigil.handle_closed(now);
+        assert_eq!(vigil.handle_standing(again, now), Step::Open);
     }
 
     #[test]

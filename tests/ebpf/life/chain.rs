@@ -5,7 +5,7 @@ use std::process::Command;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::dataplane::{Dataplane, Options, probe};
-use mesh_core::dataplane::vigil::Standing;
+use mesh_core::dataplane::vigil::{Lapse, Standing};
 
 use crate::kernel::{options, own_network};
 use crate::scratch::Bpffs;
@@ -69,7 +69,7 @@ pub(super) fn on(interface: &str, options: &Options) -> Vec<String> {
 fn a_successor_takes_the_place_of_the_dead_and_leaves_one_program() {
     each_chain(|options| {
         for _ in 0..3 {
-            let dataplane = Dataplane::attach("lo", options).unwrap();
+            let mut dataplane = Dataplane::attach("lo", options).unwrap();
             assert_eq!(dataplane.standing().unwrap(), Standing::First);
             assert_eq!(on("lo", options), ["mesh_in"]);
         }
@@ -123,27 +123,66 @@ fn foreign(bpffs: &Bpffs, options: &Options) -> Dataplane {
 #[test]
 fn a_foreign_program_before_ours_is_seen_and_one_behind_is_no_matter() {
     each_chain(|options| {
-        let standing = |dataplane: &Dataplane| dataplane.standing().unwrap();
-        let dataplane;
+        let standing = |dataplane: &mut Dataplane| dataplane.standing().unwrap();
+        let mut dataplane;
         if options.clsact {
             dataplane = Dataplane::attach("lo", options).unwrap();
             filter("add", "lo", "2");
-            assert_eq!(standing(&dataplane), Standing::First);
+            assert_eq!(standing(&mut dataplane), Standing::First);
             // Of one priority, whoever comes last is first.
             filter("add", "lo", "1");
-            assert_eq!(standing(&dataplane), Standing::Behind);
+            assert_eq!(standing(&mut dataplane), Standing::Behind);
             filter("del", "lo", "1");
         } else {
             let bpffs = Bpffs::mount().unwrap();
             let behind = foreign(&bpffs, options);
             dataplane = Dataplane::attach("lo", options).unwrap();
-            assert_eq!(standing(&dataplane), Standing::First);
+            assert_eq!(standing(&mut dataplane), Standing::First);
             behind.detach().unwrap();
             let before = foreign(&bpffs, options);
-            assert_eq!(standing(&dataplane), Standing::Behind);
+            assert_eq!(standing(&mut dataplane), Standing::Behind);
             before.detach().unwrap();
         }
-        assert_eq!(standing(&dataplane), Standing::First);
+        assert_eq!(standing(&mut dataplane), Standing::First);
+    });
+}
+
+#[test]
+fn a_foreign_program_that_came_and_went_between_two_looks_is_noticed() {
+    each_chain(|options| {
+        pair();
+        run("ip", &["link", "set", "one0", "up"]);
+        let mut dataplane = Dataplane::attach("lo", options).unwrap();
+        dataplane.guard(["one0"]).unwrap();
+        let look = |dataplane: &mut Dataplane| {
+            let lapses = dataplane.mend_guards().unwrap();
+            (dataplane.standing().unwrap(), lapses)
+        };
+        let in_place = (Standing::First, Vec::new());
+        assert_eq!(look(&mut dataplane), in_place);
+        if options.clsact {
+            for (interface, priority) in [("lo", "2"), ("one0", "3")] {
+                filter("add", interface, priority);
+                filter("del", interface, priority);
+            }
+            assert_eq!(look(&mut dataplane), in_place, "those were behind");
+        }
+        for _ in 0..2 {
+            if options.clsact {
+                for interface in ["lo", "one0"] {
+                    filter("add", interface, "1");
+                    filter("del", interface, "1");
+                }
+            } else {
+                let bpffs = Bpffs::mount().unwrap();
+                let mut before = foreign(&bpffs, options);
+                before.guard(["one0"]).unwrap();
+                before.detach().unwrap();
+            }
+            let visited = vec![("one0".to_owned(), Lapse::Visited)];
+            assert_eq!(look(&mut dataplane), (Standing::FirstAgain, visited));
+            assert_eq!(look(&mut dataplane), in_place);
+        }
     });
 }
 
@@ -168,7 +207,7 @@ fn programs_without_pins_go_on_and_are_known_as_orphans() {
         let is_orphaned = Dataplane::is_orphaned("lo", &second).unwrap();
         assert_eq!(is_orphaned, !options.clsact);
         if options.clsact {
-            let dataplane = Dataplane::attach("lo", &second).unwrap();
+            let mut dataplane = Dataplane::attach("lo", &second).unwrap();
             assert_eq!(dataplane.standing().unwrap(), Standing::First);
             assert_eq!(on("lo", options), ["mesh_in"]);
         }
@@ -211,17 +250,37 @@ fn a_guard_stays_with_an_interface_that_gets_another_name() {
         dataplane.guard(["one0", "two0"]).unwrap();
         run("ip", &["link", "set", "one0", "name", "new0"]);
         dataplane.guard(["new0", "two0"]).unwrap();
-        let behind = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
-        assert_eq!(behind(&mut dataplane), [""; 0]);
+        let lapses = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
+        assert_eq!(lapses(&mut dataplane), []);
         // Under its new name it is looked after as under its old one.
         if options.clsact {
             run("ip", &["link", "set", "new0", "up"]);
             filter("add", "new0", "1");
-            assert_eq!(behind(&mut dataplane), ["new0"]);
+            let behind = ("new0".to_owned(), Lapse::Behind);
+            assert_eq!(lapses(&mut dataplane), [behind]);
             filter("del", "new0", "1");
         }
-        assert_eq!(behind(&mut dataplane), [""; 0]);
+        assert_eq!(lapses(&mut dataplane), []);
         dataplane.guard([]).unwrap();
         dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn guards_of_many_interfaces_are_hung_a_few_at_a_time() {
+    each_chain(|options| {
+        pair();
+        run("ip", &["link", "set", "lo", "name", "low0"]);
+        let mut dataplane = Dataplane::attach("low0", options).unwrap();
+        dataplane.want_guards(["low0", "one0", "two0"]).unwrap();
+        let missing = |name: &str| (name.to_owned(), Lapse::Missing);
+        let lapses = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
+        assert_eq!(lapses(&mut dataplane), ["one0", "two0"].map(missing));
+        assert!(!dataplane.hang_guards(1).unwrap());
+        assert_eq!(lapses(&mut dataplane), [missing("two0")]);
+        assert!(dataplane.hang_guards(1).unwrap());
+        assert_eq!(lapses(&mut dataplane), []);
+        let guarded = ["low0", "one0", "two0"].map(|name| on(name, options).len());
+        assert_eq!(guarded, [1, 1, 1], "loopback has the filter and no guard");
     });
 }

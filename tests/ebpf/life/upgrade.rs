@@ -54,7 +54,7 @@ fn an_upgrade_to_another_layout_keeps_filtering_and_carries_flows_over() {
         assert_eq!((carried.state.generation, carried.bytes), (0, [3, 4]));
         drop(new);
         // And its successor finds nothing of the old.
-        let new = Dataplane::attach("lo", options).unwrap();
+        let mut new = Dataplane::attach("lo", options).unwrap();
         assert_eq!(new.standing().unwrap(), Standing::First);
     });
 }

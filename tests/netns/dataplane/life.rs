@@ -192,6 +192,25 @@ fn a_foreign_program_before_ours_closes_the_device_within_a_second() {
     assert_eq!(field.condition("FilterWasBypassed"), Some(told));
 }
 
+#[test]
+fn a_foreign_program_that_goes_before_anybody_looks_is_told_of() {
+    let field = Field::new();
+    drop(Stranger::before(&field.node().host));
+    let told = field.wait_for_condition("FilterWasBypassed");
+    assert!(
+        told["text"].as_str().unwrap().contains("for at most"),
+        "{told}"
+    );
+    drop(Stranger::before(&field.node().host));
+    until("both are told of", SOON, || {
+        let told = field.condition("FilterWasBypassed");
+        told.is_some_and(|told| told["text"].as_str().unwrap().contains("2 times"))
+    })
+    .unwrap();
+    field.wait_for_traffic();
+    assert!(field.condition("FilterBypassed").is_none());
+}
+
 fn is_up(node: &Node) -> bool {
     let link = node
         .host

@@ -64,16 +64,29 @@ pub(super) fn unhang(interface: &str, way: Way) -> anyhow::Result<()> {
 /// The numbers of programs in the order in which their filters run; `None` where the filter is not
 /// under our priority and handle.
 pub(super) fn hanging(ifindex: u32, way: Way) -> io::Result<Vec<Option<u32>>> {
-    let parent = match way {
-        Way::Ingress => filters::INGRESS,
-        Way::Egress => filters::EGRESS,
-    };
-    let filters = filters::dump(ifindex, parent)?;
+    let filters = filters::dump(ifindex, parent(way))?;
     let ours = |filter: &filters::Filter| filter.priority == PRIORITY && filter.handle == HANDLE;
     Ok(filters
         .iter()
         .map(|filter| filter.program.filter(|_| ours(filter)))
         .collect())
+}
+
+/// Of the filters that come there from now on.
+pub(super) fn news(ifindex: u32, way: Way) -> io::Result<filters::News> {
+    filters::News::of(ifindex, parent(way))
+}
+
+/// Whether a filter that has just come runs before ours.
+pub(super) fn is_before_ours(filter: &filters::Filter) -> bool {
+    filter.priority <= PRIORITY && filter.handle != HANDLE
+}
+
+fn parent(way: Way) -> u32 {
+    match way {
+        Way::Ingress => filters::INGRESS,
+        Way::Egress => filters::EGRESS,
+    }
 }
 
 /// EEXIST, which aya reports as it came from netlink.

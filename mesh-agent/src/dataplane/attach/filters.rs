@@ -3,8 +3,11 @@
 //! Read by hand: whatever kind a foreign filter is of, and whatever its options say, it must be seen.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -25,6 +28,8 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
+/// The group RTNLGRP_TC, the fourth.
+const RTNLGRP_TC: u32 = 1 << 3;
 const REQUEST_DUMP: u16 = 0x301;
 const NETLINK_HEADER: usize = 16;
 const TC_HEADER: usize = 20;
@@ -38,21 +43,64 @@ const NLA_TYPE: u16 = 0x3fff;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) fn dump(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
-    // Protocol 0 of this family is NETLINK_ROUTE.
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = netlink(SocketFlags::CLOEXEC)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     rustix::net::send(&socket, &request(ifindex, parent), SendFlags::empty())?;
     let mut filters = Vec::new();
     let mut buffer = vec![0; 32 << 10];
     loop {
         let (length, _) = rustix::net::recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        if read(&buffer[..length], &mut filters)? {
+        if read(&buffer[..length], None, &mut filters)? {
             return Ok(filters);
+        }
+    }
+}
+
+/// NETLINK_ROUTE is protocol 0 of its family.
+fn netlink(flags: SocketFlags) -> io::Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    Ok(rustix::net::socket_with(family, kind, flags, None)?)
+}
+
+/// What the kernel tells of one hook: a dump does not show what came and went between two of them.
+#[derive(Debug)]
+pub(super) struct News {
+    socket: OwnedFd,
+    ifindex: u32,
+    parent: u32,
+}
+
+impl News {
+    /// From now on.
+    pub(super) fn of(ifindex: u32, parent: u32) -> io::Result<Self> {
+        let socket = netlink(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, RTNLGRP_TC))?;
+        Ok(Self {
+            socket,
+            ifindex,
+            parent,
+        })
+    }
+
+    /// Whether such a filter has come since it was last asked; yes, if more was told than there was room for.
+    pub(super) fn has_come(&self, is_such: impl Fn(&Filter) -> bool) -> io::Result<bool> {
+        let mut buffer = vec![0; 32 << 10];
+        let mut has_come = false;
+        loop {
+            match rustix::net::recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok((length, _)) => {
+                    let mut filters = Vec::new();
+                    read(
+                        &buffer[..length],
+                        Some((self.ifindex, self.parent)),
+                        &mut filters,
+                    )?;
+                    has_come |= filters.iter().any(&is_such);
+                }
+                Err(Errno::AGAIN) => return Ok(has_come),
+                Err(Errno::NOBUFS) => has_come = true,
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
@@ -68,8 +116,8 @@ fn request(ifindex: u32, parent: u32) -> [u8; NETLINK_HEADER + TC_HEADER] {
     request
 }
 
-/// True when the dump is complete.
-fn read(mut bytes: &[u8], filters: &mut Vec<Filter>) -> io::Result<bool> {
+/// True when the dump is complete. `only`: of all hooks, this one of this interface.
+fn read(mut bytes: &[u8], only: Option<(u32, u32)>, filters: &mut Vec<Filter>) -> io::Result<bool> {
     while let Some(length) = word(bytes, 0) {
         let length = length as usize;
         let Some(message) = bytes.get(NETLINK_HEADER..length) else {
@@ -81,7 +129,12 @@ fn read(mut bytes: &[u8], filters: &mut Vec<Filter>) -> io::Result<bool> {
                 let code = word(message, 0).unwrap_or_default().cast_signed();
                 return Err(io::Error::from_raw_os_error(-code));
             }
-            Some(RTM_NEWTFILTER) => filters.extend(filter(message)),
+            Some(RTM_NEWTFILTER) => {
+                let of = word(message, 4).zip(word(message, 12));
+                if only.is_none() || of == only {
+                    filters.extend(filter(message));
+                }
+            }
             _ => {}
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -186,8 +239,8 @@ mod tests {
             filter(3, 1, &aside),
         ];
         let mut filters = Vec::new();
-        assert!(!read(&bytes.concat(), &mut filters).unwrap());
-        assert!(read(&message(NLMSG_DONE, &[0; 4]), &mut filters).unwrap());
+        assert!(!read(&bytes.concat(), None, &mut filters).unwrap());
+        assert!(read(&message(NLMSG_DONE, &[0; 4]), None, &mut filters).unwrap());
         let found = |priority, handle, program| Filter {
             priority,
             handle,
@@ -200,11 +253,11 @@ mod tests {
     #[test]
     fn errors_and_rubbish_are_errors() {
         let refused = message(NLMSG_ERROR, &(-libc::ENODEV).to_ne_bytes());
-        let error = read(&refused, &mut Vec::new()).unwrap_err();
+        let error = read(&refused, None, &mut Vec::new()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
         let torn = &refused[..18];
-        assert!(read(torn, &mut Vec::new()).is_err());
+        assert!(read(torn, None, &mut Vec::new()).is_err());
         let short = [4_u8, 0, 0, 0];
-        assert!(read(&short, &mut Vec::new()).is_err());
+        assert!(read(&short, None, &mut Vec::new()).is_err());
     }
 }
