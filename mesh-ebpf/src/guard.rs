@@ -4,18 +4,18 @@
 //! answers who talks in it (CVE-2019-14899). The tunnel's own outer packets are addressed to the
 //! underlay and pass; what the host sends to itself goes over loopback, which carries no guard.
 //!
-//! Not all that the kernel delivers looks like IP when it passes here: it may be in tags yet.
+//! Not all that the kernel delivers looks like IP when it passes here: it may be in tags yet. Nor is all that it
+//! delivers to an address sent there: see [`detour`].
 
-use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
-use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Direction, DropReason, Verdict};
 
 use crate::maps::CFG;
 use crate::meta::{self, Meta};
+use crate::skb::load;
 use crate::tc::{DROP, NEXT};
-use crate::{events, stats};
+use crate::{detour, events, stats};
 
 /// VLAN tags that are read through; nobody stacks more.
 const TAGS: usize = 4;
@@ -27,6 +27,8 @@ struct Header {
     proto: u8,
     /// Of the packet, by its IP header.
     length: u32,
+    /// Words of options, of IPv4.
+    options: u32,
 }
 
 #[inline(always)]
@@ -54,12 +56,14 @@ pub fn run(ctx: &TcContext) -> i32 {
             destination: Address::from_v4_word(h[4]),
             proto: (u32::from_be(h[2]) >> 16) as u8,
             length: u32::from_be(h[0]) & 0xffff,
+            options: (u32::from_be(h[0]) >> 24 & 15).saturating_sub(5),
         }),
         0x86dd => load::<[u32; 10]>(ctx, at).map(|h| Header {
             source: Address::from_words([h[2], h[3], h[4], h[5]]),
             destination: Address::from_words([h[6], h[7], h[8], h[9]]),
             proto: (u32::from_be(h[1]) >> 8) as u8,
             length: (u32::from_be(h[1]) >> 16) + 40,
+            options: 0,
         }),
         // What is in so many tags we cannot say, and the kernel would look.
         tag if is_tag(tag) => Some(Header {
@@ -67,6 +71,7 @@ pub fn run(ctx: &TcContext) -> i32 {
             destination: Address::default(),
             proto: 0,
             length: ctx.len(),
+            options: 0,
         }),
         _ => None,
     };
@@ -89,7 +94,14 @@ pub fn run(ctx: &TcContext) -> i32 {
     // unspecified address is nobody's, even while we know none of ours (RFC 4862, 5.4.2).
     let forged = is_ours(&header.source) && !header.source.is_same(&Address::default());
     if !is_tag(protocol) && !forged && !is_ours(&header.destination) {
-        return NEXT;
+        let comes_here = if header.options != 0 {
+            detour::options_name(ctx, at + 20, header.options, &config.own_v4)
+        } else {
+            protocol == 0x86dd && detour::routes_to(ctx, header.proto, at + 40, &config.own_v6)
+        };
+        if !comes_here {
+            return NEXT;
+        }
     }
     let verdict = Verdict::refused(DropReason::Guarded);
     let key = FlowKey {
@@ -108,21 +120,4 @@ pub fn run(ctx: &TcContext) -> i32 {
 #[inline(always)]
 const fn is_tag(protocol: u16) -> bool {
     matches!(protocol, 0x8100 | 0x88a8)
-}
-
-/// At so many bytes from the network header.
-#[inline(always)]
-fn load<T>(ctx: &TcContext, at: u32) -> Option<T> {
-    let mut value = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: the helper fills exactly the bytes that it is given, or reports that it did not.
-    unsafe {
-        let read = bpf_skb_load_bytes_relative(
-            ctx.skb.skb.cast(),
-            at,
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            BPF_HDR_START_NET,
-        );
-        (read == 0).then(|| value.assume_init())
-    }
 }

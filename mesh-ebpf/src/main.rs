@@ -9,6 +9,7 @@
     reason = "atomic addition: core has no AtomicU64 for a target without compare-and-swap"
 )]
 
+mod detour;
 mod entry;
 mod established;
 mod events;

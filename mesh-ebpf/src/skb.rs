@@ -5,6 +5,8 @@
 //! everything: it first makes sure that every header of constant offset is there, and leaves variable
 //! offsets to a helper: cheaper than teaching a verifier arithmetic on packet pointers, and rare.
 
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
+use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
 use mesh_common::packet::Bytes;
 
@@ -79,5 +81,22 @@ impl<const AT: usize> Bytes for Linear<'_, AT> {
     #[inline(always)]
     fn words_at<const N: usize>(&self, _: usize) -> Option<[u32; N]> {
         None
+    }
+}
+
+/// What lies at so many bytes from the network header, whatever the link layer is.
+#[inline(always)]
+pub fn load<T>(ctx: &TcContext, at: u32) -> Option<T> {
+    let mut value = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: the helper fills exactly the bytes that it is given, or reports that it did not.
+    unsafe {
+        let read = bpf_skb_load_bytes_relative(
+            ctx.skb.skb.cast(),
+            at,
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            BPF_HDR_START_NET,
+        );
+        (read == 0).then(|| value.assume_init())
     }
 }

@@ -15,6 +15,7 @@
 
 mod budgets;
 mod cpus;
+mod detour;
 mod events;
 mod figures;
 mod flood;

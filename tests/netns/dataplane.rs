@@ -9,6 +9,7 @@
 //! device goes on without an agent, and then not one allowed packet may be lost over a restart.
 
 mod connection;
+mod detour;
 mod field;
 mod foreign;
 mod forward;
@@ -17,3 +18,4 @@ mod life;
 mod revoke;
 mod see;
 mod tags;
+mod wire;

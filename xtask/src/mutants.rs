@@ -33,6 +33,7 @@ const SOURCES: &[&str] = &[
     "mesh-common/src/verdict.rs",
     "mesh-common/src/verdict/judged.rs",
     "mesh-common/src/verdict/opening.rs",
+    "mesh-ebpf/src/detour.rs",
     "mesh-ebpf/src/entry.rs",
     "mesh-ebpf/src/established.rs",
     "mesh-ebpf/src/events.rs",
