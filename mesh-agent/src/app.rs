@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::agent::{Memory, State};
@@ -14,6 +15,7 @@ use mesh_core::health::{Condition, Severity};
 use mesh_core::node::HostInfo;
 use rand_core::RngCore as _;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -33,6 +35,8 @@ use crate::{disk, dns, metrics, underlay, wg};
 
 /// Commands and reports that may wait for the loop, which is never long away.
 const QUEUE: usize = 64;
+/// An agent that was killed keeps its state until the kernel is through with it.
+const DYING: Duration = Duration::from_secs(2);
 
 /// The agent, built and not yet running.
 #[derive(Debug)]
@@ -52,7 +56,7 @@ impl Agent {
     pub async fn build(config: Config) -> anyhow::Result<Self> {
         let signals = Signals::listen()?;
         let folder = StateDir::open(&config.state_dir)?;
-        let lock = lock(&config.state_dir)?;
+        let lock = lock(&config.state_dir).await?;
         let state = folder.load(|| free_port(config.listen_port));
         if let Err(Unusable::Io { .. }) = &state {
             return Err(state.err().map_or_else(unexpected, Into::into));
@@ -308,10 +312,17 @@ fn unexpected() -> anyhow::Error {
 }
 
 /// Two agents with one identity would take each other's session away for ever.
-fn lock(folder: &Path) -> anyhow::Result<File> {
+async fn lock(folder: &Path) -> anyhow::Result<File> {
     let file = File::open(folder).context("open the state folder")?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another agent uses the state folder {}", folder.display()))?;
+    let mut left = DYING;
+    while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let says = || format!("another agent uses the state folder {}", folder.display());
+        if error != Errno::AGAIN || left.is_zero() {
+            return Err(error).with_context(says);
+        }
+        tokio::time::sleep(DYING / 20).await;
+        left -= DYING / 20;
+    }
     Ok(file)
 }
 

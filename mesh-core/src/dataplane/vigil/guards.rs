@@ -3,7 +3,7 @@
 //! Those are not the mesh's to take down, so all that is left is to put back what can be put back, and to
 //! tell: of what stands, and for an hour of what is over.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::past::Past;
 use crate::health::{Condition, Severity};
@@ -12,6 +12,8 @@ use crate::health::{Condition, Severity};
 pub const GUARD_BYPASSED: &str = "GuardBypassed";
 pub const GUARD_WAS_BYPASSED: &str = "GuardWasBypassed";
 
+/// Any new interface has no guard at first; of so short a time nobody is told afterwards.
+const USUAL: Duration = Duration::from_secs(1);
 /// Interfaces that are named before the rest is counted.
 const NAMED: usize = 4;
 
@@ -83,9 +85,11 @@ impl GuardVigil {
         match found {
             Some(found) if !found.0.is_over() => self.stands = Some(found),
             found => {
-                if let Some(over) = stands.max(found) {
-                    let exposed = Some(now.saturating_duration_since(self.seen));
-                    Past::add(&mut self.past, over, exposed, now);
+                let exposed = now.saturating_duration_since(self.seen);
+                if let Some(over) = stands.max(found)
+                    && (over.0 != Lapse::Missing || exposed > USUAL)
+                {
+                    Past::add(&mut self.past, over, Some(exposed), now);
                 }
                 self.seen = now;
             }
@@ -142,8 +146,6 @@ fn named<'a>(interfaces: impl Iterator<Item = &'a str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[expect(clippy::disallowed_methods, reason = "a base for virtual time")]
@@ -213,5 +215,13 @@ mod tests {
             stands,
             "no guard hangs yet on veth0, veth1, veth2, veth3 and 296 more"
         );
+        let mut short = vigil.clone();
+        short.handle_lapses(&[], start + TICK * 2);
+        assert_eq!(texts(&short, start + TICK * 2), [None, None]);
+        vigil.handle_lapses(&[], start + TICK * 10);
+        let [None, Some(past)] = texts(&vigil, start + TICK * 10) else {
+            panic!("it was long");
+        };
+        assert!(past.starts_with("no guard hung yet on veth0,"), "{past}");
     }
 }
