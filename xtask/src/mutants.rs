@@ -72,6 +72,7 @@ const PARTS: [(&[&str], u32); 3] = [
             "rows::",
             "mss::",
             "nonlinear::",
+            "detour::",
             "guard::",
             "half_open::",
             "place::",
