@@ -89,17 +89,15 @@ impl Guards {
         at_most: usize,
     ) -> Result<bool, AttachError> {
         let mut refused = None;
-        for interface in self
-            .missing
-            .iter()
-            .take(at_most)
-            .cloned()
-            .collect::<Vec<_>>()
-        {
-            self.missing.remove(&interface);
+        for _ in 0..at_most {
+            let Some(interface) = self.missing.pop_first() else {
+                break;
+            };
             let Some(number) = number_of(&interface)? else {
                 continue;
             };
+            // Another may have taken the name meanwhile.
+            self.wanted.insert(number);
             match Hook::hang(program, &interface, Way::Ingress, self.chain, &self.left) {
                 Ok(hook) => drop(self.hooks.insert(number, hook)),
                 // The others are not to be open for this one's sake.
