@@ -80,7 +80,7 @@ fn options_that_name_us_anywhere_are_dropped() {
     check(&Kernel::new(), &v4(&[0; 40]), NEXT, what);
     // In the payload it is nobody's business.
     let mut frame = v4(&[1; 4]);
-    frame.extend(OURS);
+    frame[14 + 24..][..4].copy_from_slice(&OURS);
     check(&kernel, &frame, NEXT, "behind the header");
     // Half an address is none, and what is cut off is for the kernel to refuse.
     let mut options = vec![131, 7, 4];
@@ -113,6 +113,10 @@ fn routing_headers_that_lead_to_us_are_dropped() {
             }
         }
     }
+    let mut frame = with(43, &[&routing(17, 4, 1, &[others])]);
+    frame.extend([0; 8]);
+    frame[14 + 40 + 24..].copy_from_slice(&ours);
+    check(&kernel, &frame, NEXT, "behind the header");
     // Compressed, or longer than we read.
     let frame = with(43, &[&routing(17, 3, 1, &[others])]);
     check(&kernel, &frame, DROP, "compressed");

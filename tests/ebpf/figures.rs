@@ -29,7 +29,7 @@ const RECORDED: &str = include_str!("instructions.json");
 /// Old kernels give up at a million, and find more than new ones.
 const LIMIT: u32 = 200_000;
 
-fn verified(kernel: &mut Kernel, name: &str) -> u32 {
+fn verified(kernel: &mut Kernel, name: &'static str) -> u32 {
     let program = kernel.load_program(name);
     let info = program.info().unwrap();
     println!(

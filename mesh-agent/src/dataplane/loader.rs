@@ -8,7 +8,7 @@ use std::io;
 
 use anyhow::Context as _;
 use aya::maps::Map;
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
 use mesh_common::event::{DenyEntry, DenyKey, Explanation};
@@ -360,6 +360,11 @@ impl Dataplane {
         self.ebpf.program(name)?.try_into().ok()
     }
 
+    /// The same, loaded if it was not.
+    pub fn load_program(&mut self, name: &'static str) -> Result<&SchedClassifier, AttachError> {
+        classifier(&mut self.ebpf, name).map(|program| &*program)
+    }
+
     /// The object, for its log records.
     pub fn object(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -370,6 +375,9 @@ impl Dataplane {
         &mut self.kernel
     }
 }
+
+/// As often as libbpf tries.
+const ATTEMPTS: u32 = 5;
 
 fn load(folder: &Folder, options: &Options) -> Result<Ebpf, AttachError> {
     let mut loader = EbpfLoader::new();
@@ -405,8 +413,18 @@ fn classifier<'a>(
         source: Box::new(source),
     };
     let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
-    if program.fd().is_err() {
-        program.load().map_err(failed)?;
+    let mut attempts = 0;
+    while program.fd().is_err() {
+        attempts += 1;
+        match program.load() {
+            Err(error) if was_interrupted(&error) && attempts < ATTEMPTS => {}
+            result => result.map_err(failed)?,
+        }
     }
     Ok(program)
+}
+
+/// The verifier gives up for a signal, even one that is for another thread and nobody minds, as SIGCHLD.
+fn was_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::WouldBlock)
 }

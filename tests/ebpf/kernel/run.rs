@@ -15,19 +15,14 @@ const DROP: u32 = 2;
 
 impl Kernel {
     /// Runs a program that the agent does not attach.
-    pub(crate) fn explain(&mut self, name: &str, packet: &[u8]) -> (u32, Vec<u8>, u128) {
+    pub(crate) fn explain(&mut self, name: &'static str, packet: &[u8]) -> (u32, Vec<u8>, u128) {
         self.load_program(name);
         self.run_program(name, packet, 1)
     }
 
     /// A program, loaded if it was not.
-    pub(crate) fn load_program(&mut self, name: &str) -> &SchedClassifier {
-        let program = self.dataplane().object().program_mut(name).unwrap();
-        let program: &mut SchedClassifier = program.try_into().unwrap();
-        if program.fd().is_err() {
-            program.load().unwrap();
-        }
-        program
+    pub(crate) fn load_program(&mut self, name: &'static str) -> &SchedClassifier {
+        self.dataplane().load_program(name).unwrap()
     }
 
     /// The programs, for whoever runs many packets, or on several threads.
