@@ -321,7 +321,7 @@ async fn lock(folder: &Path) -> anyhow::Result<File> {
             return Err(error).with_context(says);
         }
         tokio::time::sleep(DYING / 20).await;
-        left -= DYING / 20;
+        left = left.saturating_sub(DYING / 20);
     }
     Ok(file)
 }

@@ -20,13 +20,13 @@ const ROUTING: u8 = 43;
 /// RFC 6554: leaves out of each stop what it has in common with the destination.
 const RPL: u8 = 3;
 
-/// Whether the options of IPv4, of so many words from `at`, have this node's address anywhere. Such options are
-/// source routes (RFC 791, 3.1), and some that nobody but a host on the route should have asked to be filled in.
+/// Whether the options of IPv4, of so many words from `at`, have this node's address anywhere: source routes
+/// (RFC 791, 3.1), and lists of hosts that are to write down that or when the packet came by, if we are on them.
 #[inline(never)]
 pub fn options_name(ctx: &TcContext, at: u32, words: u32, own: &Address) -> bool {
     let [.., own] = own.words();
     let own = u32::from_be(own);
-    // Nobody's yet. Padding is zeros.
+    // We have none yet, and padding is zeros.
     if own == 0 {
         return false;
     }
@@ -83,6 +83,10 @@ pub fn routes_to(ctx: &TcContext, mut kind: u8, mut at: u32, own: &Address) -> b
 
 #[inline(always)]
 fn has_stop(ctx: &TcContext, at: u32, stops: u32, own: &Address) -> bool {
+    // As above.
+    if own.is_same(&Address::default()) {
+        return false;
+    }
     for stop in 0..STOPS {
         if stop >= stops {
             break;

@@ -69,6 +69,8 @@ pub(super) struct Hook {
     program_id: u32,
     place: Place,
     look: Look,
+    /// Something came and went; until that is told.
+    visited: bool,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,7 @@ impl Hook {
             program_id,
             place,
             look: hanging(ifindex, way, chain).context("ask for programs")?,
+            visited: false,
         })
     }
 
@@ -144,6 +147,7 @@ impl Hook {
                 Chain::Clsact => Place::Clsact(clsact::news(ifindex, way)?),
             },
             look,
+            visited: false,
         }))
     }
 
@@ -160,7 +164,7 @@ impl Hook {
         self.program_id
     }
 
-    /// The kernel's answer, by the program's number.
+    /// The kernel's answer, by the program's number. [`Standing::FirstAgain`] until [`Self::told`].
     pub(super) fn standing(&mut self) -> io::Result<Standing> {
         let chain = match self.place {
             Place::Tcx(_) => Chain::Tcx,
@@ -171,18 +175,25 @@ impl Hook {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Look::default(),
             Err(error) => return Err(error),
         };
-        let visited = match &self.place {
+        self.visited |= match &self.place {
             Place::Tcx(_) => look.hides_a_visit_since(&self.look),
-            Place::Clsact(news) => news.has_come(clsact::is_before_ours)?,
+            Place::Clsact(news) => {
+                news.has_come(|filter| clsact::is_before(filter, self.program_id))?
+            }
         };
         self.look = look;
         let ours = Some(self.program_id);
         Ok(match self.look.ids.iter().position(|id| *id == ours) {
-            Some(0) if visited => Standing::FirstAgain,
+            Some(0) if self.visited => Standing::FirstAgain,
             Some(0) => Standing::First,
             Some(_) => Standing::Behind,
             None => Standing::Gone,
         })
+    }
+
+    /// The last standing is known to whoever must know it.
+    pub(super) fn told(&mut self) {
+        self.visited = false;
     }
 
     /// Takes the program from the interface.
@@ -202,6 +213,8 @@ impl Hook {
                     result => result.context("detach the program"),
                 }
             }
+            // By name, and another interface may have it now.
+            Place::Clsact(_) if index_if_there(&self.interface)? != Some(self.ifindex) => Ok(()),
             Place::Clsact(_) => clsact::unhang(&self.interface, self.way),
         }
     }

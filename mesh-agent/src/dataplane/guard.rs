@@ -19,6 +19,8 @@ use super::takeover::left_in;
 /// The program's name in the object.
 pub(super) const GUARD: &str = "guard";
 
+/// Guards that are hung in one go: each takes the kernel some 20 ms, and others wait.
+pub(super) const AT_ONCE: usize = 4;
 /// LOOPBACK_IFINDEX of the kernel, the same in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -29,6 +31,9 @@ pub(super) struct Guards {
     /// Numbers of the interfaces that are to have a guard, and names of those that have none yet.
     wanted: BTreeSet<u32>,
     missing: BTreeSet<String>,
+    /// Those on which none could be hung, and why, of the first.
+    refused: BTreeSet<String>,
+    refusal: Option<AttachError>,
     /// Earlier agents' programs, until their guards are ours or gone.
     left: Vec<Left>,
     chain: Chain,
@@ -50,6 +55,8 @@ impl Guards {
             hooks: BTreeMap::new(),
             wanted: BTreeSet::new(),
             missing: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            refusal: None,
             left,
             chain,
             program_id: program.info()?.id(),
@@ -67,6 +74,7 @@ impl Guards {
     ) -> Result<(), AttachError> {
         self.missing.clear();
         self.wanted.clear();
+        self.refused.clear();
         for interface in interfaces {
             // `None`: gone since the caller looked. Loopback is known by its number, as names can be changed.
             let Some(number) = number_of(interface)?.filter(|number| *number != LOOPBACK) else {
@@ -81,68 +89,70 @@ impl Guards {
         Ok(())
     }
 
-    /// Hangs guards that are missing, at most so many, and at last takes away those that nobody wants. False:
-    /// there is more to do.
+    /// Hangs guards that are missing, at most so many; true: there are more. At last takes away those that nobody
+    /// wants, or says what was refused.
     pub(super) fn hang(
         &mut self,
         program: &mut SchedClassifier,
         at_most: usize,
     ) -> Result<bool, AttachError> {
-        let mut refused = None;
         for _ in 0..at_most {
             let Some(interface) = self.missing.pop_first() else {
                 break;
             };
-            let Some(number) = number_of(&interface)? else {
-                continue;
-            };
-            // Another may have taken the name meanwhile.
-            self.wanted.insert(number);
-            match Hook::hang(program, &interface, Way::Ingress, self.chain, &self.left) {
-                Ok(hook) => drop(self.hooks.insert(number, hook)),
-                // The others are not to be open for this one's sake.
-                Err(error) => refused = refused.or(Some(failed(GUARD, &interface)(error))),
+            // The others are not to be open for this one's sake.
+            if let Err(error) = self.hang_on(program, &interface) {
+                self.refused.insert(interface);
+                self.refusal = self.refusal.take().or(Some(error));
             }
         }
-        if let Some(refused) = refused {
-            return Err(refused);
-        }
         if !self.missing.is_empty() {
-            return Ok(false);
+            return Ok(true);
+        }
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal);
         }
         let wanted = std::mem::take(&mut self.wanted);
         let taken = self.take_away(|number| !wanted.contains(number));
         self.wanted = wanted;
         taken.map_err(failed(GUARD, "interfaces no longer there"))?;
-        Ok(true)
+        Ok(false)
     }
 
-    /// Hangs again what was taken off; returns what was wrong, and where.
+    fn hang_on(
+        &mut self,
+        program: &mut SchedClassifier,
+        interface: &str,
+    ) -> Result<(), AttachError> {
+        let Some(number) = number_of(interface)? else {
+            return Ok(());
+        };
+        // Another may have taken the name meanwhile.
+        self.wanted.insert(number);
+        let hook = Hook::hang(program, interface, Way::Ingress, self.chain, &self.left);
+        self.hooks
+            .insert(number, hook.map_err(failed(GUARD, interface))?);
+        Ok(())
+    }
+
+    /// Hangs again what was taken off, a few at a time; returns what was wrong and where, and what could not be
+    /// asked or done.
     pub(super) fn mend(
         &mut self,
         program: &mut SchedClassifier,
-    ) -> anyhow::Result<Vec<(String, Lapse)>> {
-        let missing = self.missing.iter().cloned();
+    ) -> (Vec<(String, Lapse)>, anyhow::Result<()>) {
+        let missing = self.missing.iter().chain(&self.refused).cloned();
         let mut lapses: Vec<_> = missing.map(|name| (name, Lapse::Missing)).collect();
+        let mut result = Ok(());
+        let mut left = AT_ONCE;
         for (number, hook) in &mut self.hooks {
-            let interface = hook.interface().to_owned();
-            // An interface that is gone, or has a new name, is for the next set.
-            if index_if_there(&interface)? != Some(*number) {
-                continue;
+            match mend(*number, hook, program, self.chain, &mut left) {
+                Ok(None) => {}
+                Ok(Some(lapse)) => lapses.push((hook.interface().to_owned(), lapse)),
+                Err(error) => result = result.and(Err(error)),
             }
-            let lapse = match hook.standing()? {
-                Standing::First => continue,
-                Standing::FirstAgain => Lapse::Visited,
-                Standing::Behind => Lapse::Behind,
-                Standing::Gone => {
-                    *hook = Hook::hang(program, &interface, Way::Ingress, self.chain, &[])
-                        .with_context(|| format!("guard {interface} again"))?;
-                    Lapse::TakenOff
-                }
-            };
-            lapses.push((interface, lapse));
         }
-        Ok(lapses)
+        (lapses, result)
     }
 
     pub(super) fn clear(&mut self) -> anyhow::Result<()> {
@@ -179,6 +189,37 @@ impl Guards {
         }
         Ok(())
     }
+}
+
+/// What is wrong with one guard; `left` says how many may still be hung again.
+fn mend(
+    number: u32,
+    hook: &mut Hook,
+    program: &mut SchedClassifier,
+    chain: Chain,
+    left: &mut usize,
+) -> anyhow::Result<Option<Lapse>> {
+    let interface = hook.interface().to_owned();
+    // One that is gone, or has a new name, is for those who are told of interfaces.
+    let is_there = || anyhow::Ok(index_if_there(&interface)? == Some(number));
+    if !is_there()? {
+        return Ok(None);
+    }
+    let lapse = match hook.standing()? {
+        Standing::First => return Ok(None),
+        Standing::FirstAgain => Lapse::Visited,
+        Standing::Behind => Lapse::Behind,
+        Standing::Gone if !is_there()? => return Ok(None),
+        Standing::Gone if *left == 0 => Lapse::Missing,
+        Standing::Gone => {
+            *left -= 1;
+            *hook = Hook::hang(program, &interface, Way::Ingress, chain, &[])
+                .with_context(|| format!("guard {interface} again"))?;
+            Lapse::TakenOff
+        }
+    };
+    hook.told();
+    Ok(Some(lapse))
 }
 
 /// Its number now, or `None` if it is gone.

@@ -25,7 +25,7 @@ use super::clock::Clock;
 use super::dry;
 use super::error::{AttachError, failed};
 use super::events;
-use super::guard::{GUARD, Guards};
+use super::guard::{AT_ONCE, GUARD, Guards};
 use super::half_open::REVOKE;
 use super::options::{Foreign, Options};
 use super::pins::{Folder, Pins, Role};
@@ -159,7 +159,7 @@ impl Dataplane {
         self.hang()?;
         // Those that were opened meanwhile.
         let flows = self.carry_flows()?;
-        self.guards.mend(classifier(&mut self.ebpf, GUARD)?)?;
+        self.guards.mend(classifier(&mut self.ebpf, GUARD)?).1?;
         for folder in self.earlier.drain(..) {
             folder.remove().context("remove another layout's pins")?;
         }
@@ -194,7 +194,8 @@ impl Dataplane {
         interfaces: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), AttachError> {
         self.want_guards(interfaces)?;
-        self.hang_guards(usize::MAX).map(drop)
+        while self.hang_guards()? {}
+        Ok(())
     }
 
     /// The first half of [`Self::guard`].
@@ -209,18 +210,21 @@ impl Dataplane {
         self.guards.want(interfaces)
     }
 
-    /// The second half, at most so many at once. False: there is more to do; so it may be after an error.
-    pub fn hang_guards(&mut self, at_most: usize) -> Result<bool, AttachError> {
+    /// The second half, a few at a time; true: there is more to do.
+    pub fn hang_guards(&mut self) -> Result<bool, AttachError> {
         if !self.earlier.is_empty() {
-            return Ok(true);
+            return Ok(false);
         }
         let program = classifier(&mut self.ebpf, GUARD)?;
-        self.guards.hang(program, at_most)
+        self.guards.hang(program, AT_ONCE)
     }
 
-    /// Puts back guards that somebody took off; returns what was wrong, by interface.
-    pub fn mend_guards(&mut self) -> anyhow::Result<Vec<(String, Lapse)>> {
-        self.guards.mend(classifier(&mut self.ebpf, GUARD)?)
+    /// Puts back guards that somebody took off; returns what was wrong, by interface, and what could not be done.
+    pub fn mend_guards(&mut self) -> (Vec<(String, Lapse)>, anyhow::Result<()>) {
+        match classifier(&mut self.ebpf, GUARD) {
+            Ok(program) => self.guards.mend(program),
+            Err(error) => (Vec::new(), Err(error.into())),
+        }
     }
 
     /// What was passed, dropped and decided since the maps were made.
@@ -305,7 +309,10 @@ impl Dataplane {
 
     /// Whether our programs still are where they were put, and nobody's before them.
     pub fn standing(&mut self) -> io::Result<Standing> {
-        Ok(self.ingress.standing()?.max(self.egress.standing()?))
+        let standing = self.ingress.standing()?.max(self.egress.standing()?);
+        self.ingress.told();
+        self.egress.told();
+        Ok(standing)
     }
 
     /// Whether the next agent would find maps and programs.

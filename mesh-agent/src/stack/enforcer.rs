@@ -32,8 +32,7 @@ const ASKING_PORT: u16 = 9;
 /// What goes with the programs beside speed.
 const UNGUARDED: &str = ", and packets for this node's mesh addresses that come in on other interfaces are not dropped (CVE-2019-14899)";
 
-/// Guards that are hung under one lock, and how long it is left to others then.
-const GUARDS_AT_ONCE: usize = 4;
+/// How long the programs are left to others while many guards are hung.
 const TURN: Duration = Duration::from_millis(1);
 
 /// The filter of one device.
@@ -106,11 +105,11 @@ impl Enforcer {
         }
     }
 
-    /// Puts guards back; returns what was wrong, by interface.
-    pub(super) fn mend_guards(&self) -> anyhow::Result<Vec<(String, Lapse)>> {
+    /// Puts guards back; returns what was wrong, by interface, and what could not be done.
+    pub(super) fn mend_guards(&self) -> (Vec<(String, Lapse)>, anyhow::Result<()>) {
         match self {
             Self::Programs(programs) => block_in_place(|| locked(programs).mend_guards()),
-            Self::InProcess(_) => Ok(Vec::new()),
+            Self::InProcess(_) => (Vec::new(), Ok(())),
         }
     }
 
@@ -248,16 +247,10 @@ fn guard(programs: &Mutex<Dataplane>, mesh: &str) -> anyhow::Result<()> {
         let others = net::others(mesh)?;
         programs.want_guards(others.iter().map(String::as_str))?;
     }
-    let mut result = Ok(());
-    loop {
-        match locked(programs).hang_guards(GUARDS_AT_ONCE) {
-            Ok(true) => return Ok(result?),
-            Ok(false) => {}
-            // The other interfaces are not to be open for this one's sake.
-            Err(error) => result = result.and(Err(error)),
-        }
+    while locked(programs).hang_guards()? {
         std::thread::sleep(TURN);
     }
+    Ok(())
 }
 
 /// A device, down, with its filter on it.

@@ -1,6 +1,6 @@
 //! Looks after the filter's programs, and closes the device when they are not where they should be.
 //!
-//! The kernel tells nobody of a program that is attached before ours, so it is asked five times a
+//! The kernel tells nobody of a program that is attached to TCX before ours, so it is asked five times a
 //! second, and whenever it reports a change of interfaces. Closing does not wait for the routes'
 //! actuator, which may be busy; it only keeps that one from opening again.
 
@@ -69,6 +69,7 @@ pub(super) async fn run(
             () = tokio::time::sleep(pause) => {}
             changed = around.changed() => if changed.is_err() { return },
         }
+        let asked = Instant::now();
         let standing = enforcer.standing();
         // Without the interface nothing passes, and others notice. Asked last: an interface that goes
         // meanwhile takes the programs with it, which nobody is to be told of for an hour.
@@ -76,7 +77,7 @@ pub(super) async fn run(
             continue;
         }
         let mut step = Step::Nothing;
-        device.send_modify(|vigil| step = vigil.handle_standing(standing, Instant::now()));
+        device.send_modify(|vigil| step = vigil.handle_standing(standing, asked, Instant::now()));
         pause = if step == Step::Nothing { LOOK } else { SOON };
         let mut failure = None;
         match step {
@@ -105,16 +106,15 @@ pub(super) async fn run(
         for (name, condition) in told {
             conditions.set(name, condition).await;
         }
-        match enforcer.mend_guards() {
-            Ok(lapses) => {
-                let now = Instant::now();
-                guards.send_modify(|guards| guards.handle_lapses(&lapses, now));
-                let told = guards.borrow().conditions(now);
-                for (name, condition) in told {
-                    conditions.set(name, condition).await;
-                }
-            }
-            Err(error) => conditions.set(GUARD_BYPASSED, Some(unasked(&error))).await,
+        let asked = Instant::now();
+        let (lapses, mended) = enforcer.mend_guards();
+        let now = Instant::now();
+        guards.send_modify(|guards| guards.handle_lapses(&lapses, asked, now));
+        let told = guards.borrow().conditions(now);
+        for (name, condition) in told {
+            let failed = mended.as_ref().err().filter(|_| name == GUARD_BYPASSED);
+            let condition = condition.or_else(|| failed.map(unasked));
+            conditions.set(name, condition).await;
         }
         let pinned = enforcer.keep_pinned();
         conditions

@@ -30,7 +30,7 @@ struct ProgQuery {
 }
 
 /// Ids of the programs at an interface's TCX hook (`BPF_TCX_INGRESS` is 46, `BPF_TCX_EGRESS` 47), in
-/// the order in which they run, and how often they have changed. aya's own query turns ids into descriptors,
+/// the order in which they run, and a number that grows by one with each change and starts anew with a hook that was empty. aya's own query turns ids into descriptors,
 /// which takes CAP_SYS_ADMIN.
 pub(crate) fn prog_query(ifindex: u32, attach_type: u32) -> io::Result<(Vec<u32>, u64)> {
     let mut ids = [0_u32; 64];

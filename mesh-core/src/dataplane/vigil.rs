@@ -114,11 +114,16 @@ impl Vigil {
         }
     }
 
-    /// What the kernel said; `None` if it could not be asked.
-    pub fn handle_standing(&mut self, standing: Option<Standing>, now: Instant) -> Step {
+    /// What the kernel said; `None` if it could not be asked. It was so at some time between `asked` and `now`.
+    pub fn handle_standing(
+        &mut self,
+        standing: Option<Standing>,
+        asked: Instant,
+        now: Instant,
+    ) -> Step {
         match (self.state, standing) {
             (State::Open { .. }, Some(Standing::First)) => {
-                self.state = State::Open { seen: Some(now) };
+                self.state = State::Open { seen: Some(asked) };
                 Step::Nothing
             }
             (State::Open { seen }, Some(Standing::FirstAgain)) => {
@@ -126,7 +131,7 @@ impl Vigil {
                     let exposed = Some(now.saturating_duration_since(seen));
                     Past::add(&mut self.past, Fault::Visited, exposed, now);
                 }
-                self.state = State::Open { seen: Some(now) };
+                self.state = State::Open { seen: Some(asked) };
                 Step::Nothing
             }
             (State::Open { seen: Some(seen) }, None)
@@ -148,7 +153,7 @@ impl Vigil {
                 Step::Close
             }
             (State::Closed { fault, exposed }, Some(Standing::First | Standing::FirstAgain)) => {
-                self.state = State::Open { seen: Some(now) };
+                self.state = State::Open { seen: Some(asked) };
                 Past::add(&mut self.past, fault, exposed, now);
                 Step::Open
             }
@@ -254,6 +259,10 @@ mod tests {
         Instant::now()
     }
 
+    fn look(vigil: &mut Vigil, standing: Option<Standing>, at: Instant) -> Step {
+        vigil.handle_standing(standing, at, at)
+    }
+
     const TICK: Duration = Duration::from_millis(500);
 
     fn texts(vigil: &Vigil, now: Instant) -> Vec<(&'static str, String)> {
@@ -269,25 +278,16 @@ mod tests {
         let mut vigil = Vigil::new(None, start);
         let at = |ticks: u32| start + TICK * ticks;
         assert_eq!(
-            vigil.handle_standing(Some(Standing::First), at(1)),
+            look(&mut vigil, Some(Standing::First), at(1)),
             Step::Nothing
         );
         assert_eq!(texts(&vigil, at(1)), []);
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::Behind), at(2)),
-            Step::Close
-        );
+        assert_eq!(look(&mut vigil, Some(Standing::Behind), at(2)), Step::Close);
         vigil.handle_closed(at(2) + Duration::from_millis(10));
         let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged for at most 510.0ms";
         assert_eq!(texts(&vigil, at(3)), [(BYPASSED, text.to_owned())]);
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::Behind), at(3)),
-            Step::Close
-        );
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::First), at(4)),
-            Step::Open
-        );
+        assert_eq!(look(&mut vigil, Some(Standing::Behind), at(3)), Step::Close);
+        assert_eq!(look(&mut vigil, Some(Standing::First), at(4)), Step::Open);
         let names: Vec<_> = texts(&vigil, at(4))
             .into_iter()
             .map(|(name, _)| name)
@@ -301,13 +301,13 @@ mod tests {
         let start = start();
         let mut vigil = Vigil::new(None, start);
         let gone = Some(Standing::Gone);
-        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Close);
+        assert_eq!(look(&mut vigil, gone, start + TICK), Step::Close);
         // Until it is closed there is nothing else to do.
-        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Close);
+        assert_eq!(look(&mut vigil, gone, start + TICK), Step::Close);
         vigil.handle_closed(start + TICK);
-        assert_eq!(vigil.handle_standing(gone, start + TICK), Step::Hang);
+        assert_eq!(look(&mut vigil, gone, start + TICK), Step::Hang);
         assert_eq!(
-            vigil.handle_standing(Some(Standing::First), start + TICK),
+            look(&mut vigil, Some(Standing::First), start + TICK),
             Step::Open
         );
     }
@@ -316,20 +316,17 @@ mod tests {
     fn what_happened_while_no_agent_ran_is_told_as_such() {
         let start = start();
         let mut vigil = Vigil::new(Some(Standing::Behind), start);
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::Behind), start),
-            Step::Close
-        );
+        assert_eq!(look(&mut vigil, Some(Standing::Behind), start), Step::Close);
         vigil.handle_closed(start);
         let text = "a foreign program stood before the filter on mesh0: it was taken down; packets may have passed unjudged since some time before this agent started";
         assert_eq!(texts(&vigil, start), [(BYPASSED, text.to_owned())]);
         let first = Some(Standing::First);
-        assert_eq!(vigil.handle_standing(first, start + TICK), Step::Open);
+        assert_eq!(look(&mut vigil, first, start + TICK), Step::Open);
         let names = texts(&vigil, start + TICK);
         assert_eq!(names[0].0, WAS_BYPASSED);
 
         let mut vigil = Vigil::new(Some(Standing::Gone), start);
-        assert_eq!(vigil.handle_standing(first, start + TICK), Step::Nothing);
+        assert_eq!(look(&mut vigil, first, start + TICK), Step::Nothing);
         let text = "the filter's programs were taken off on mesh0, within the last hour: packets may have passed unjudged since some time before this agent started";
         assert_eq!(texts(&vigil, start), [(WAS_BYPASSED, text.to_owned())]);
         assert_eq!(texts(&Vigil::new(first, start), start), []);
@@ -348,10 +345,7 @@ mod tests {
             panic!("only the past is told");
         };
         assert!(past.contains("in its place again"), "{past}");
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::Behind), start),
-            Step::Close
-        );
+        assert_eq!(look(&mut vigil, Some(Standing::Behind), start), Step::Close);
         let [Some(_), Some(past)] = next_steps(&vigil) else {
             panic!("both are told");
         };
@@ -369,7 +363,7 @@ mod tests {
 
         // The device is taken away while it is closed.
         let at = start + TICK * 2;
-        assert_eq!(next.handle_standing(Some(Standing::Gone), at), Step::Close);
+        assert_eq!(look(&mut next, Some(Standing::Gone), at), Step::Close);
         for is_closed in [false, true] {
             if is_closed {
                 next.handle_closed(at);
@@ -383,9 +377,9 @@ mod tests {
     /// A foreign program stood before the filter and is gone.
     fn bypassed_once(start: Instant) -> Vigil {
         let mut vigil = Vigil::new(None, start);
-        vigil.handle_standing(Some(Standing::Behind), start);
+        look(&mut vigil, Some(Standing::Behind), start);
         vigil.handle_closed(start);
-        vigil.handle_standing(Some(Standing::First), start);
+        look(&mut vigil, Some(Standing::First), start);
         vigil
     }
 
@@ -395,28 +389,36 @@ mod tests {
         let mut vigil = Vigil::new(None, start);
         let again = Some(Standing::FirstAgain);
         for ticks in 1..=2 {
-            assert_eq!(
-                vigil.handle_standing(again, start + TICK * ticks),
-                Step::Nothing
-            );
+            assert_eq!(look(&mut vigil, again, start + TICK * ticks), Step::Nothing);
         }
         let text = "between two looks a program came and went that may have stood before the filter, on mesh0, 2 times, the last within the last hour: packets may have passed unjudged for at most 1.0s in all";
         let now = start + TICK * 2;
         assert_eq!(texts(&vigil, now), [(WAS_BYPASSED, text.to_owned())]);
         // It is first, so a closed device may open.
-        assert_eq!(
-            vigil.handle_standing(Some(Standing::Behind), now),
-            Step::Close
-        );
+        assert_eq!(look(&mut vigil, Some(Standing::Behind), now), Step::Close);
         vigil.handle_closed(now);
-        assert_eq!(vigil.handle_standing(again, now), Step::Open);
+        assert_eq!(look(&mut vigil, again, now), Step::Open);
+    }
+
+    #[test]
+    fn an_answer_that_took_long_is_of_any_moment_meanwhile() {
+        let start = start();
+        let mut vigil = Vigil::new(None, start);
+        let first = Some(Standing::First);
+        vigil.handle_standing(first, start, start + TICK);
+        let again = Some(Standing::FirstAgain);
+        vigil.handle_standing(again, start + TICK * 2, start + TICK * 3);
+        let [(_, text)] = &texts(&vigil, start + TICK * 3)[..] else {
+            panic!("the past is told");
+        };
+        assert!(text.ends_with("for at most 1.5s"), "{text}");
     }
 
     #[test]
     fn silence_is_an_answer_after_a_second() {
         let start = start();
         let mut vigil = Vigil::new(None, start);
-        assert_eq!(vigil.handle_standing(None, start + TICK), Step::Nothing);
-        assert_eq!(vigil.handle_standing(None, start + TICK * 2), Step::Close);
+        assert_eq!(look(&mut vigil, None, start + TICK), Step::Nothing);
+        assert_eq!(look(&mut vigil, None, start + TICK * 2), Step::Close);
     }
 }

@@ -155,7 +155,7 @@ fn a_foreign_program_that_came_and_went_between_two_looks_is_noticed() {
         let mut dataplane = Dataplane::attach("lo", options).unwrap();
         dataplane.guard(["one0"]).unwrap();
         let look = |dataplane: &mut Dataplane| {
-            let lapses = dataplane.mend_guards().unwrap();
+            let lapses = mended(dataplane);
             (dataplane.standing().unwrap(), lapses)
         };
         let in_place = (Standing::First, Vec::new());
@@ -214,6 +214,12 @@ fn programs_without_pins_go_on_and_are_known_as_orphans() {
     });
 }
 
+fn mended(dataplane: &mut Dataplane) -> Vec<(String, Lapse)> {
+    let (lapses, result) = dataplane.mend_guards();
+    result.unwrap();
+    lapses
+}
+
 fn pair() {
     let between = ["type", "veth", "peer", "two0"];
     run("ip", &[&["link", "add", "one0"], &between[..]].concat());
@@ -250,17 +256,16 @@ fn a_guard_stays_with_an_interface_that_gets_another_name() {
         dataplane.guard(["one0", "two0"]).unwrap();
         run("ip", &["link", "set", "one0", "name", "new0"]);
         dataplane.guard(["new0", "two0"]).unwrap();
-        let lapses = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
-        assert_eq!(lapses(&mut dataplane), []);
+        assert_eq!(mended(&mut dataplane), []);
         // Under its new name it is looked after as under its old one.
         if options.clsact {
             run("ip", &["link", "set", "new0", "up"]);
             filter("add", "new0", "1");
             let behind = ("new0".to_owned(), Lapse::Behind);
-            assert_eq!(lapses(&mut dataplane), [behind]);
+            assert_eq!(mended(&mut dataplane), [behind]);
             filter("del", "new0", "1");
         }
-        assert_eq!(lapses(&mut dataplane), []);
+        assert_eq!(mended(&mut dataplane), []);
         dataplane.guard([]).unwrap();
         dataplane.detach().unwrap();
     });
@@ -274,12 +279,9 @@ fn guards_of_many_interfaces_are_hung_a_few_at_a_time() {
         let mut dataplane = Dataplane::attach("low0", options).unwrap();
         dataplane.want_guards(["low0", "one0", "two0"]).unwrap();
         let missing = |name: &str| (name.to_owned(), Lapse::Missing);
-        let lapses = |dataplane: &mut Dataplane| dataplane.mend_guards().unwrap();
-        assert_eq!(lapses(&mut dataplane), ["one0", "two0"].map(missing));
-        assert!(!dataplane.hang_guards(1).unwrap());
-        assert_eq!(lapses(&mut dataplane), [missing("two0")]);
-        assert!(dataplane.hang_guards(1).unwrap());
-        assert_eq!(lapses(&mut dataplane), []);
+        assert_eq!(mended(&mut dataplane), ["one0", "two0"].map(missing));
+        while dataplane.hang_guards().unwrap() {}
+        assert_eq!(mended(&mut dataplane), []);
         let guarded = ["low0", "one0", "two0"].map(|name| on(name, options).len());
         assert_eq!(guarded, [1, 1, 1], "loopback has the filter and no guard");
     });

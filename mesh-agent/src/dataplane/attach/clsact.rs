@@ -54,7 +54,11 @@ pub(super) fn hang(program: &mut SchedClassifier, interface: &str, way: Way) -> 
 pub(super) fn unhang(interface: &str, way: Way) -> anyhow::Result<()> {
     let way = way.attach_type();
     match SchedClassifierLink::attached(interface, way, PRIORITY, handle(), None) {
-        Ok(link) => Ok(link.detach()?),
+        Ok(link) => match link.detach() {
+            // Somebody took it off.
+            Err(ProgramError::TcError(error)) if is_not_there(&error) => Ok(()),
+            result => Ok(result?),
+        },
         // The interface is gone, and the filter with it.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         Err(error) => Err(error.into()),
@@ -77,9 +81,10 @@ pub(super) fn news(ifindex: u32, way: Way) -> io::Result<filters::News> {
     filters::News::of(ifindex, parent(way))
 }
 
-/// Whether a filter that has just come runs before ours.
-pub(super) fn is_before_ours(filter: &filters::Filter) -> bool {
-    filter.priority <= PRIORITY && filter.handle != HANDLE
+/// Whether a filter that has just come runs before our `program`, or in its place.
+pub(super) fn is_before(filter: &filters::Filter, program: u32) -> bool {
+    let is_ours = filter.handle == HANDLE && filter.program == Some(program);
+    filter.priority <= PRIORITY && !is_ours
 }
 
 fn parent(way: Way) -> u32 {
@@ -87,6 +92,16 @@ fn parent(way: Way) -> u32 {
         Way::Ingress => filters::INGRESS,
         Way::Egress => filters::EGRESS,
     }
+}
+
+/// ENOENT for a filter, EINVAL for its qdisc.
+fn is_not_there(error: &TcError) -> bool {
+    let number = match error {
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        TcError::IoError(error) => error.raw_os_error(),
+        _ => None,
+    };
+    matches!(number, Some(libc::ENOENT | libc::EINVAL))
 }
 
 /// EEXIST, which aya reports as it came from netlink.

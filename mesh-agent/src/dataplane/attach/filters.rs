@@ -1,4 +1,5 @@
-//! The filters of a clsact qdisc in the order in which they run, asked by a netlink dump.
+//! The filters of a clsact qdisc in the order in which they run, asked by a netlink dump; and the kernel's news
+//! of filters.
 //!
 //! Read by hand: whatever kind a foreign filter is of, and whatever its options say, it must be seen.
 
@@ -14,6 +15,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` and the same of egress.
 pub(super) const INGRESS: u32 = 0xffff_fff2;
 pub(super) const EGRESS: u32 = 0xffff_fff3;
+/// What is written `parent ffff:` is ingress too.
+const QDISC: u32 = 0xffff_0000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Filter {
@@ -131,6 +134,10 @@ fn read(mut bytes: &[u8], only: Option<(u32, u32)>, filters: &mut Vec<Filter>) -
             }
             Some(RTM_NEWTFILTER) => {
                 let of = word(message, 4).zip(word(message, 12));
+                let of = of.map(|(ifindex, parent)| match parent {
+                    QDISC => (ifindex, INGRESS),
+                    parent => (ifindex, parent),
+                });
                 if only.is_none() || of == only {
                     filters.extend(filter(message));
                 }

@@ -1,7 +1,9 @@
 //! What hangs at a hook, and what a second look at it does not show.
 //!
 //! The kernel numbers the states of a TCX hook. Each attachment, detachment and replacement takes one
-//! number, so when more numbers have gone by than the two lists tell apart, something came and went.
+//! number, so when more numbers have gone by than the two lists tell apart, something came and went. The numbers
+//! start anew when the hook was empty: whoever takes ours off and hangs it there again within one look goes
+//! unnoticed, as may one who replaces others in the same moment.
 
 use std::collections::BTreeSet;
 

@@ -52,8 +52,11 @@ impl<W> Past<W> {
 
     /// `for at most 210.0ms`.
     pub(super) fn exposed(&self) -> String {
-        let all = if self.times == 1 { "" } else { " in all" };
-        format!("{}{all}", for_at_most(self.exposed))
+        let exposed = for_at_most(self.exposed);
+        match (self.times, self.exposed) {
+            (1, _) | (_, None) => exposed,
+            _ => format!("{exposed} in all"),
+        }
     }
 }
 
