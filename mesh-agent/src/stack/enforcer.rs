@@ -241,14 +241,17 @@ fn locked(programs: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> {
 /// In small parts: of many guards each takes the kernel some 20 ms, and the watch over the mesh's own device
 /// waits for the same lock.
 fn guard(programs: &Mutex<Dataplane>, mesh: &str) -> anyhow::Result<()> {
-    {
+    let mut there_is_more = {
         let mut programs = locked(programs);
         // Listed behind the lock: whoever waited for it knows what came meanwhile.
         let others = net::others(mesh)?;
         programs.want_guards(others.iter().map(String::as_str))?;
-    }
-    while locked(programs).hang_guards()? {
+        // Of a few nobody sees that they were missing.
+        programs.hang_guards()?
+    };
+    while there_is_more {
         std::thread::sleep(TURN);
+        there_is_more = locked(programs).hang_guards()?;
     }
     Ok(())
 }
