@@ -13,7 +13,7 @@ pub use usual::usual;
 
 use self::network::{extensions, v4, v6, whole};
 
-pub use self::network::is_extension;
+pub use self::network::{FRAGMENT, ROUTING, is_extension};
 use self::quoted::embedded;
 use self::transport::{Fixed, Variable, key, transport};
 use crate::flow::{FlowKey, FragmentKey};

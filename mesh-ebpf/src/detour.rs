@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::TcContext;
 use mesh_common::Address;
-use mesh_common::packet::is_extension;
+use mesh_common::packet::{FRAGMENT, ROUTING, is_extension};
 
 use crate::skb::load;
 
@@ -15,8 +15,6 @@ const EXTENSIONS: usize = 6;
 /// Stops in one routing header.
 const STOPS: u32 = 16;
 
-const FRAGMENT: u8 = 44;
-const ROUTING: u8 = 43;
 /// RFC 6554: leaves out of each stop what it has in common with the destination.
 const RPL: u8 = 3;
 
@@ -83,7 +81,7 @@ pub fn routes_to(ctx: &TcContext, mut kind: u8, mut at: u32, own: &Address) -> b
 
 #[inline(always)]
 fn has_stop(ctx: &TcContext, at: u32, stops: u32, own: &Address) -> bool {
-    // As above.
+    // We have none yet.
     if own.is_same(&Address::default()) {
         return false;
     }

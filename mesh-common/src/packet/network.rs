@@ -75,8 +75,8 @@ pub(super) fn whole<B: Bytes>(bytes: &B, end: usize) -> Result<(), DropReason> {
 }
 
 const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-pub(super) const FRAGMENT: u8 = 44;
+pub const ROUTING: u8 = 43;
+pub const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 /// Extension headers that we walk, and those of which we only know that they are one (mobility, HIP,
