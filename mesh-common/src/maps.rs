@@ -12,7 +12,7 @@ use crate::place::{Place, Secret};
 use crate::{Address, Direction, DropReason, IdentityEntry};
 
 /// Raised with every change to a type of this crate that a map holds.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 pub const CFG: &str = "cfg";
 pub const ID_EXACT: &str = "id_exact";
@@ -150,7 +150,9 @@ pub struct Config {
     /// The node's own addresses, which nobody but the mesh may send to.
     pub own_v4: Address,
     pub own_v6: Address,
-    pub spare: [u32; 3],
+    /// The bits that all addresses of the mesh have in common: of IPv4, and of the first 64 of IPv6.
+    pub pool_v4: u32,
+    pub pool_v6: [u32; 2],
 }
 
 impl Config {
@@ -158,6 +160,17 @@ impl Config {
     pub const LOG: u32 = 1;
     /// Judge, count and log, but drop nothing: for looking at an interface that is not the mesh's.
     pub const OBSERVE: u32 = 2;
+
+    /// Whether `address` is from the mesh's pool, as the node's own is. Says so of all until that is known.
+    #[inline(always)]
+    pub const fn is_in_pool(&self, address: &Address) -> bool {
+        let ([a, b, _, d], [e, f, ..]) = (address.words(), self.own_v6.words());
+        if address.is_mapped() {
+            (d ^ self.own_v4.words()[3]) & self.pool_v4 == 0
+        } else {
+            ((a ^ e) & self.pool_v6[0]) | ((b ^ f) & self.pool_v6[1]) == 0
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Config>() == 128);

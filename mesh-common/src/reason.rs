@@ -79,7 +79,7 @@ reasons! {
     Revoked = 24, "revoked",
         "The flow was allowed once and the policy that stands now denies it.";
     Guarded = 25, "guarded",
-        "A packet for this node's mesh address, or from it, that came in outside the mesh (CVE-2019-14899).";
+        "A packet for this node's mesh address, or from it or a peer's, that came in outside the mesh (CVE-2019-14899).";
     IcmpErrorRate = 26, "icmp error rate",
         "More ICMP errors about standing flows than one peer may send: a flood, or a broken router.";
 }

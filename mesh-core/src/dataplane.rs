@@ -10,11 +10,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_common::addr::Prefix;
+use mesh_common::maps::Config;
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Address, Direction, IdentityEntry, PolicyEntry, PolicyKey, tcp};
 
 use crate::netmap::Netmap;
 use crate::node::Addresses;
+use crate::world::Pools;
 use crate::{Identity, RuleId};
 
 mod review;
@@ -45,16 +47,47 @@ pub struct Settings {
     /// The node's own addresses, which no other interface may receive packets for.
     pub own_v4: Address,
     pub own_v6: Address,
+    /// The masks of the mesh's pools, of IPv6 the first half.
+    pub pool_v4: u32,
+    pub pool_v6: [u32; 2],
 }
 
 impl Settings {
     /// `own` are the node's addresses, and `mtu` is the mesh device's.
-    pub fn new(own: Addresses, mtu: u16) -> Self {
+    pub fn new(own: Addresses, pools: &Pools, mtu: u16) -> Self {
+        let [_, _, _, pool_v4] = Address::from(IpAddr::from(pools.v4.netmask())).words();
+        let [high, low, ..] = Address::from(IpAddr::from(pools.v6.netmask())).words();
         Self {
             mss_v4: tcp::max_mss(mtu, false),
             mss_v6: tcp::max_mss(mtu, true),
             own_v4: IpAddr::from(own.v4).into(),
             own_v6: IpAddr::from(own.v6).into(),
+            pool_v4,
+            pool_v6: [high, low],
+        }
+    }
+
+    /// Those that the kernel has.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            mss_v4: config.mss_v4,
+            mss_v6: config.mss_v6,
+            own_v4: config.own_v4,
+            own_v6: config.own_v6,
+            pool_v4: config.pool_v4,
+            pool_v6: config.pool_v6,
+        }
+    }
+
+    pub fn set_in(self, config: Config) -> Config {
+        Config {
+            mss_v4: self.mss_v4,
+            mss_v6: self.mss_v6,
+            own_v4: self.own_v4,
+            own_v6: self.own_v6,
+            pool_v4: self.pool_v4,
+            pool_v6: self.pool_v6,
+            ..config
         }
     }
 }
@@ -91,7 +124,7 @@ impl Tables {
             identities,
             rules: rows.values().map(|entry| entry.rule).collect(),
             rows,
-            settings: Settings::new(local, mtu),
+            settings: Settings::new(local, &netmap.mesh.pools, mtu),
         }
     }
 

@@ -1,8 +1,9 @@
-//! The other interfaces: nobody outside the mesh talks to this node's mesh addresses, or as they.
+//! The other interfaces: nobody outside the mesh talks to this node's mesh addresses, or as a node.
 //!
-//! Without this a neighbour on the LAN can send to the address behind the tunnel and learn from the
-//! answers who talks in it (CVE-2019-14899). The tunnel's own outer packets are addressed to the
-//! underlay and pass; what the host sends to itself goes over loopback, which carries no guard.
+//! Without this a neighbour on the LAN can send to the address behind the tunnel and learn from the answers who
+//! talks in it (CVE-2019-14899), or write to the LAN address as a peer, whom the listener believes. The tunnel's
+//! own outer packets are addressed to the underlay and pass; what the host sends to itself goes over loopback,
+//! which carries no guard.
 //!
 //! Not all that the kernel delivers looks like IP when it passes here: it may be in tags yet. Nor is all that it
 //! delivers to an address sent there: see [`detour`].
@@ -11,7 +12,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::flow::FlowKey;
 use mesh_common::{Address, Direction, DropReason, Verdict};
 
-use crate::maps::CFG;
+use crate::maps::{CFG, ID_EXACT};
 use crate::meta::{self, Meta};
 use crate::skb::load;
 use crate::tc::{DROP, NEXT};
@@ -91,8 +92,14 @@ pub fn run(ctx: &TcContext) -> i32 {
         address.is_same(own)
     };
     // Nor does anybody send as this node: what the host forwards into the mesh would pass for its own. The
-    // unspecified address is nobody's, even while we know none of ours (RFC 4862, 5.4.2).
-    let forged = is_ours(&header.source) && !header.source.is_same(&Address::default());
+    // unspecified address is nobody's, even while we know none of ours (RFC 4862, 5.4.2). Nor as another: who
+    // listens on the host takes a mesh address for what WireGuard has proved. The pool may be somebody else's too
+    // (RFC 6598), so only an address that a node has is one.
+    let forged = if is_ours(&header.source) {
+        !header.source.is_same(&Address::default())
+    } else {
+        config.is_in_pool(&header.source) && is_peer(&header.source)
+    };
     if !is_tag(protocol) && !forged && !is_ours(&header.destination) {
         let comes_here = if header.options != 0 {
             detour::options_name(ctx, at + 20, header.options, &config.own_v4)
@@ -114,6 +121,13 @@ pub fn run(ctx: &TcContext) -> i32 {
     stats::count(&verdict, &meta);
     events::deny(&key, 0, 0, &verdict, &meta);
     DROP
+}
+
+/// Whether another node has this very address of the pool, also while an identity changes and nobody is behind it.
+#[inline(always)]
+fn is_peer(address: &Address) -> bool {
+    // SAFETY: the entry is read at once; user space replaces entries whole.
+    unsafe { ID_EXACT.get(address) }.is_some_and(|entry| entry.peer != 0 || !entry.is_known())
 }
 
 /// IEEE 802.1Q and 802.1ad, as the kernel takes them off.

@@ -82,7 +82,7 @@ pub(crate) fn netmap(random: &mut Random) -> Netmap {
         domain: "mesh.internal".into(),
         pools: Pools {
             v4: Pools::default_v4(),
-            v6: Pools::ula([0; 5]),
+            v6: Pools::ula([0, 0, 0xa, 0, 0xb]),
         },
     };
     let name = |n: u8| Name::parse(&format!("n{n}")).unwrap();

@@ -179,19 +179,7 @@ impl Kernel {
             identities.insert(Prefix { len, address }, entry);
         }
         let rules = self.rule_ctr.keys().map(|rule| rule.map(RuleId));
-        let Config {
-            mss_v4,
-            mss_v6,
-            own_v4,
-            own_v6,
-            ..
-        } = self.config;
-        let settings = Settings {
-            mss_v4,
-            mss_v6,
-            own_v4,
-            own_v6,
-        };
+        let settings = Settings::of(&self.config);
         self.observed = Tables::unreadable(identities, rules.collect::<Result<_, _>>()?, settings);
         Ok(())
     }
@@ -265,19 +253,7 @@ impl Kernel {
                     self.observed.rules.remove(rule);
                 }
                 TableOp::Set(settings) => {
-                    let Settings {
-                        mss_v4,
-                        mss_v6,
-                        own_v4,
-                        own_v6,
-                    } = *settings;
-                    self.config = Config {
-                        mss_v4,
-                        mss_v6,
-                        own_v4,
-                        own_v6,
-                        ..self.config
-                    };
+                    self.config = settings.set_in(self.config);
                     self.observed.settings = *settings;
                 }
             }

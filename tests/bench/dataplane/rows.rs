@@ -15,6 +15,7 @@ use mesh_common::{
 use mesh_core::dataplane::{Settings, Tables};
 use mesh_core::desired::MTU;
 use mesh_core::node::Addresses;
+use mesh_core::world::Pools;
 
 use super::Row;
 use super::setup::Bench;
@@ -78,8 +79,13 @@ fn tables(world: World) -> Tables {
         flags: 0,
         peer: 2 + index,
     };
+    let own_addresses = Addresses { v4: ME, v6: ME_V6 };
+    let pools = Pools {
+        v4: Pools::default_v4(),
+        v6: Pools::ula([0; 5]),
+    };
     let mut tables = Tables {
-        settings: Settings::new(Addresses { v4: ME, v6: ME_V6 }, MTU),
+        settings: Settings::new(own_addresses, &pools, MTU),
         ..Tables::default()
     };
     tables.identities.insert(host(ME.into()), own);

@@ -219,3 +219,45 @@ fn nobody_behind_a_node_passes_for_it() {
     assert!(!behind(own));
     assert!(node.dropped("guarded", "ingress").unwrap() > before);
 }
+
+/// Who listens on all of the host's addresses takes a mesh address for what WireGuard has proved.
+#[test]
+fn nobody_outside_the_mesh_passes_for_a_peer() {
+    let lab = Lab::of_release_build().unwrap();
+    let mesh = Mesh::of_roles(lab, POLICY, backend()).unwrap();
+    let node = mesh.node("node");
+    let host = &node.host;
+    host.run("sh", &["-ec", CONTAINER]).unwrap();
+    host.run("sh", &["-ec", BEHIND]).unwrap();
+    // Else the kernel itself would ask for the way back, of IPv4.
+    let trusting = "for way in all cbr0; do echo 0 > /proc/sys/net/ipv4/conf/$way/rp_filter; done";
+    host.run("sh", &["-ec", trusting]).unwrap();
+
+    for (family, here, there) in [
+        (Family::V4, "172.30.0.1", "172.30.0.2"),
+        (Family::V6, "fd99::1", "fd99::2"),
+    ] {
+        let [here, there]: [IpAddr; 2] = [here, there].map(|address| address.parse().unwrap());
+        let served = host.inside(|| UdpSocket::bind((here, 9100)).unwrap());
+        let served = served.unwrap();
+        served
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let arrives = |source: IpAddr| {
+            let socket = in_container(host, || UdpSocket::bind((source, 0)).unwrap());
+            (0..20).any(|_| {
+                drop(socket.send_to(b"box", (here, 9100)));
+                served.recv_from(&mut [0; 16]).is_ok()
+            })
+        };
+        assert!(arrives(there), "{family:?}: the container may");
+        let peer = mesh.node("sandbox").address(family).unwrap();
+        let flags = if peer.is_ipv6() { "nodad" } else { "" };
+        let add = format!("ip -n box address add {peer} dev eth0 {flags}");
+        host.run("sh", &["-ec", &add]).unwrap();
+        let before = node.dropped("guarded", "ingress").unwrap();
+        assert!(!arrives(peer), "{family:?}: as a peer");
+        let after = node.dropped("guarded", "ingress").unwrap();
+        assert_eq!(after, before + 20, "{family:?}");
+    }
+}
