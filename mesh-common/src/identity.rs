@@ -17,7 +17,7 @@ impl Identity {
     pub const FIRST: Self = Self(16);
 }
 
-/// Who stands behind an address or a prefix: the value of `id_exact` and `id_cidr`.
+/// Who stands behind an address or a prefix.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct IdentityEntry {
@@ -50,3 +50,41 @@ impl IdentityEntry {
 }
 
 const _: () = assert!(size_of::<IdentityEntry>() == 12);
+
+/// What two policies after each other say of an address or a prefix: the value of `id_exact` and `id_cidr`.
+///
+/// A number means something only beside the policy that it was compiled with, and both are chosen by the lowest bit
+/// of the generation. The side that is not in use is written for the generation to come.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sides([IdentityEntry; 2]);
+
+impl Sides {
+    pub const fn both(entry: IdentityEntry) -> Self {
+        Self([entry; 2])
+    }
+
+    /// `after` from `generation` on, and until then `before`.
+    pub const fn turn(generation: u32, before: IdentityEntry, after: IdentityEntry) -> Self {
+        if generation & 1 == 0 {
+            Self([after, before])
+        } else {
+            Self([before, after])
+        }
+    }
+
+    #[inline(always)]
+    pub const fn at(&self, generation: u32) -> &IdentityEntry {
+        &self.0[(generation & 1) as usize]
+    }
+}
+
+const _: () = assert!(size_of::<Sides>() == 24);
+
+/// The generation after `generation`: of the other side, and never 0, which means that no policy was loaded.
+pub const fn next_generation(generation: u32) -> u32 {
+    match generation.wrapping_add(1) {
+        0 => 2,
+        next => next,
+    }
+}

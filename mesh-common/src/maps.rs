@@ -9,7 +9,7 @@ use crate::event::{DenyEntry, DenyKey, EventKind};
 use crate::flow::{Flow, FragmentEntry, FragmentKey};
 use crate::half_open;
 use crate::place::{Place, Secret};
-use crate::{Address, Direction, DropReason, IdentityEntry};
+use crate::{Address, Direction, DropReason, Sides};
 
 /// Raised with every change to a type of this crate that a map holds.
 pub const LAYOUT_VERSION: u32 = 9;
@@ -69,8 +69,8 @@ impl Shape {
     pub fn of(name: &str) -> Self {
         match name {
             CFG => Self::new::<u32, Config>(),
-            ID_EXACT => Self::new::<Address, IdentityEntry>(),
-            ID_CIDR => Self::new::<Prefix, IdentityEntry>(),
+            ID_EXACT => Self::new::<Address, Sides>(),
+            ID_CIDR => Self::new::<Prefix, Sides>(),
             CT_EST => Self::new::<Place, Flow>(),
             CT_NEW => Self::new::<u32, half_open::Set>(),
             FRAG => Self::new::<FragmentKey, FragmentEntry>(),
@@ -97,6 +97,8 @@ impl core::fmt::Display for Shape {
 pub const ID_EXACT_CAPACITY: u32 = 65_536;
 /// Subnet routes.
 pub const ID_CIDR_CAPACITY: u32 = 16_384;
+/// Policies in `pol`: see [`Config::generation`].
+pub const POLICIES: u32 = 2;
 /// Rows of one policy; memory is taken only for what is there.
 pub const POLICY_CAPACITY: u32 = 262_144;
 /// Of the map of a policy: `BPF_F_MMAPABLE` (Linux 5.5), which also puts each of its buckets on a cache line
@@ -126,7 +128,8 @@ const _: () = assert!(EventKind::ALL.len() as u32 <= EVENT_SLOTS);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Config {
-    /// Raised by every change that can change a verdict; 0 until the first policy is loaded.
+    /// Raised by every change that can change a verdict; 0 until the first policy is loaded. Its lowest bit says
+    /// which of two policies and of two [`Sides`] is in use, so that one word changes both at once.
     pub generation: u32,
     /// [`Config::LOG`], [`Config::OBSERVE`].
     pub flags: u32,
@@ -143,8 +146,6 @@ pub struct Config {
     pub clock_base: u64,
     pub clock_tick: u32,
     pub secret: Secret,
-    /// The generation that last changed who is behind an address; 0 while that changes.
-    pub identities: u32,
     /// Sets of `ct_new`, a power of two, less one.
     pub half_open_mask: u32,
     /// The node's own addresses, which nobody but the mesh may send to.
@@ -153,6 +154,7 @@ pub struct Config {
     /// The bits that all addresses of the mesh have in common: of IPv4, and of the first 64 of IPv6.
     pub pool_v4: u32,
     pub pool_v6: [u32; 2],
+    pub spare: u32,
 }
 
 impl Config {

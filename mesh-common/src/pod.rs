@@ -14,7 +14,7 @@ use crate::half_open::Set;
 use crate::maps::{Config, Count};
 use crate::place::Place;
 use crate::policy::{self, RuleId};
-use crate::{Address, IdentityEntry};
+use crate::{Address, IdentityEntry, Sides};
 
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {$(
@@ -42,6 +42,7 @@ pod!(
     Prefix,
     RuleId,
     Set,
+    Sides,
     budget::Bucket,
     policy::Bucket,
 );

@@ -2,8 +2,9 @@
 //!
 //! The kernel has no transaction over several maps. A policy is swapped in as a whole, but who stands
 //! behind an address lies in other maps, and an identity's number means something only beside the
-//! policy that it was compiled with. So the steps are ordered: whoever changes identity is nobody
-//! while the policy changes, and at no moment does a packet meet half of each.
+//! policy that it was compiled with. So every map has two sides, of which one is in use: a change is written
+//! into the other, and one word, the generation, puts that in use everywhere. No packet meets half of each,
+//! and whom both contents let pass passes in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -150,17 +151,16 @@ impl Tables {
     /// Who stands behind `address`.
     pub fn identity(&self, address: IpAddr) -> IdentityEntry {
         let address = Address::from(address);
-        let host = Prefix { len: 128, address };
-        let own = self.identities.get(&host).or_else(|| self.wider(&host));
-        own.copied().unwrap_or(IdentityEntry::UNKNOWN)
+        self.behind(&Prefix { len: 128, address })
     }
 
-    /// The entry of the longest prefix that contains `prefix` and is not it.
-    fn wider(&self, prefix: &Prefix) -> Option<&IdentityEntry> {
-        (0..prefix.len).rev().find_map(|len| {
+    /// The entry of the longest prefix that contains `prefix`.
+    fn behind(&self, prefix: &Prefix) -> IdentityEntry {
+        let entry = (0..=prefix.len).rev().find_map(|len| {
             let address = prefix.address.masked(len as u8);
             self.identities.get(&Prefix { len, address })
-        })
+        });
+        entry.copied().unwrap_or(IdentityEntry::UNKNOWN)
     }
 
     /// The longest row that matches a new flow.
@@ -185,24 +185,25 @@ pub fn prefix(net: IpNet) -> Prefix {
     }
 }
 
-/// One step from one content to the next. Executing all of them in order, and then raising the
-/// generation, makes the tables what they should be.
+/// One step from one content to the next. All of them write where no packet looks yet; raising the generation
+/// then puts it in use, as a whole ([`mesh_common::Sides`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum TableOp {
-    /// Puts [`IdentityEntry::UNKNOWN`] behind a prefix: for a moment it is nobody's.
-    Blank(Prefix),
-    /// Into the policy that is not in use.
     SetRow(PolicyPrefix, PolicyEntry),
     RemoveRow(PolicyPrefix),
-    /// Waits until no packet is under way that was begun before.
-    Settle,
-    /// The other policy comes into use, as a whole, and nobody uses the old one any more.
-    Swap,
-    Identify(Prefix, IdentityEntry),
-    Forget(Prefix),
+    /// What stands behind a prefix, also of one that only one of the contents has.
+    Identify(Prefix, Turn),
     CountRule(RuleId),
+    /// Only once no packet is under way that was begun before.
     ForgetRule(RuleId),
     Set(Settings),
+}
+
+/// Who stands behind a prefix as long as the generation stands, and from the next on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn {
+    pub before: IdentityEntry,
+    pub after: IdentityEntry,
 }
 
 /// The steps from what is to what should be. None if they are equal.
@@ -215,29 +216,10 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
             .difference(&observed.rules)
             .map(|rule| TableOp::CountRule(*rule)),
     );
-    let rows = rows(observed, desired);
-    let swaps = !rows.is_empty();
-    ops.extend(rows);
-    let moved: Vec<Prefix> = moved(observed, desired).collect();
-    // A packet asks for two numbers and then for rows. Whoever has the old number of one must not get
-    // the new one of the other, nor new rows.
-    if moved.len() > 1 || (swaps && !moved.is_empty()) {
-        ops.extend(moved.into_iter().map(TableOp::Blank));
-        ops.push(TableOp::Settle);
-    }
-    if swaps {
-        ops.push(TableOp::Swap);
-    }
-    // The longest first: a wide prefix must not speak for a narrow one that is still to come.
-    for (prefix, entry) in desired.identities.iter().rev() {
-        if observed.identities.get(prefix) != Some(entry) {
-            ops.push(TableOp::Identify(*prefix, *entry));
-        }
-    }
-    for prefix in observed.identities.keys() {
-        if !desired.identities.contains_key(prefix) {
-            ops.push(TableOp::Forget(*prefix));
-        }
+    ops.extend(rows(observed, desired));
+    ops.extend(turns(observed, desired));
+    if observed.settings != desired.settings {
+        ops.push(TableOp::Set(desired.settings));
     }
     ops.extend(
         observed
@@ -245,23 +227,24 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
             .difference(&desired.rules)
             .map(|rule| TableOp::ForgetRule(*rule)),
     );
-    if observed.settings != desired.settings {
-        ops.push(TableOp::Set(desired.settings));
-    }
     ops
 }
 
-/// Prefixes whose number changes, that give way to a wider one, or that are cut out of one: under the
-/// new policy the number that they have now may be somebody else's.
-fn moved<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = Prefix> + 'a {
-    let changed = observed.identities.iter().filter(|(prefix, entry)| {
-        let new = desired.identities.get(*prefix);
-        new.map(|new| new.identity) != Some(entry.identity)
-    });
-    let cut_out = desired.identities.iter().filter(|(prefix, _)| {
-        !observed.identities.contains_key(*prefix) && observed.wider(prefix).is_some()
-    });
-    changed.chain(cut_out).map(|(prefix, _)| *prefix)
+/// The prefixes that come, go, or change. One that only one content has is, in the other, what the wider one
+/// around it is: the kernel's search ends at the longest prefix, whichever content it is of.
+fn turns<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = TableOp> + 'a {
+    let gone = observed.identities.keys();
+    let gone = gone.filter(|prefix| !desired.identities.contains_key(*prefix));
+    let changed = desired.identities.iter();
+    let changed = changed.filter(|(prefix, entry)| observed.identities.get(*prefix) != Some(entry));
+    let prefixes = gone.chain(changed.map(|(prefix, _)| prefix));
+    prefixes.map(|prefix| {
+        let turn = Turn {
+            before: observed.behind(prefix),
+            after: desired.behind(prefix),
+        };
+        TableOp::Identify(*prefix, turn)
+    })
 }
 
 /// Side by side, as both are sorted.

@@ -98,7 +98,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     let forged = if is_ours(&header.source) {
         !header.source.is_same(&Address::default())
     } else {
-        config.is_in_pool(&header.source) && is_peer(&header.source)
+        config.is_in_pool(&header.source) && is_peer(&header.source, config.generation)
     };
     if !is_tag(protocol) && !forged && !is_ours(&header.destination) {
         let comes_here = if header.options != 0 {
@@ -123,11 +123,11 @@ pub fn run(ctx: &TcContext) -> i32 {
     DROP
 }
 
-/// Whether another node has this very address of the pool, also while an identity changes and nobody is behind it.
+/// Whether another node has this very address of the pool.
 #[inline(always)]
-fn is_peer(address: &Address) -> bool {
+fn is_peer(address: &Address, generation: u32) -> bool {
     // SAFETY: the entry is read at once; user space replaces entries whole.
-    unsafe { ID_EXACT.get(address) }.is_some_and(|entry| entry.peer != 0 || !entry.is_known())
+    unsafe { ID_EXACT.get(address) }.is_some_and(|sides| sides.at(generation).peer != 0)
 }
 
 /// IEEE 802.1Q and 802.1ad, as the kernel takes them off.

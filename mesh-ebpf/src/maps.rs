@@ -10,26 +10,26 @@ use mesh_common::flow::{Flow, FragmentEntry, FragmentKey};
 use mesh_common::half_open::{SETS, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Place;
-use mesh_common::{Address, IdentityEntry};
+use mesh_common::{Address, Sides};
 
 #[map(name = "cfg")]
 pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
 
 #[map(name = "id_exact")]
-pub static ID_EXACT: HashMap<Address, IdentityEntry> =
+pub static ID_EXACT: HashMap<Address, Sides> =
     HashMap::with_max_entries(maps::ID_EXACT_CAPACITY, 0);
 
 #[map(name = "id_cidr")]
-pub static ID_CIDR: lpm_trie::LpmTrie<Address, IdentityEntry> =
+pub static ID_CIDR: lpm_trie::LpmTrie<Address, Sides> =
     lpm_trie::LpmTrie::with_max_entries(maps::ID_CIDR_CAPACITY, BPF_F_NO_PREALLOC);
 
-/// One policy, in a map of its own: user space fills another and puts it here in one step.
+/// Two policies, each in a map of its own: user space fills the one that is not in use.
 ///
 /// Its slots are a [`mesh_common::policy::Bucket`] word by word. Before 6.2 the kernel takes a map whose
 /// type information names a struct for another kind than user space's, which has none (`timer_off` in
 /// `bpf_map_meta_equal`), and refuses the swap.
 #[btf_map(name = "pol")]
-pub static POL: ArrayOfMaps<Policy, 1> = ArrayOfMaps::new();
+pub static POL: ArrayOfMaps<Policy, { maps::POLICIES as usize }> = ArrayOfMaps::new();
 
 type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 

@@ -1,16 +1,17 @@
 //! The policy's table, asked.
 
+use mesh_common::maps::POLICIES;
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
 use mesh_common::{Be16, Be32, PolicyEntry, PolicyKey};
 
 use crate::maps::POL;
 
-/// What the longest row around a key says.
+/// What the longest row around a key says, in the policy of a generation.
 #[inline(always)]
-pub fn entry(key: &PolicyKey) -> PolicyEntry {
+pub fn entry(key: &PolicyKey, generation: u32) -> PolicyEntry {
     let about = u32::from(key.direction) << 24 | u32::from(key.proto) << 16;
     let about = about | u32::from(key.port.get());
-    let answer = policy_entry(key.remote.get(), key.local.get(), about);
+    let answer = policy_entry(key.remote.get(), key.local.get(), about, generation);
     PolicyEntry {
         flags: answer as u32,
         rule: RuleId((answer >> 32) as u32),
@@ -22,7 +23,7 @@ pub fn entry(key: &PolicyKey) -> PolicyEntry {
 /// Global, because it is asked in many places; of numbers, because it is deep on the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
+extern "C" fn policy_entry(remote: u32, local: u32, about: u32, generation: u32) -> u64 {
     let key = PolicyKey {
         remote: Be32::new(remote),
         local: Be32::new(local),
@@ -30,7 +31,7 @@ extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
         proto: (about >> 16) as u8,
         port: Be16::new(about as u16),
     };
-    let row = |at: &RowKey| Row::from_bits(policy_row(at.ends, at.about));
+    let row = |at: &RowKey| Row::from_bits(policy_row(at.ends, at.about, generation));
     let entry = longest(&key, row);
     u64::from(entry.rule.0) << 32 | u64::from(entry.flags)
 }
@@ -38,9 +39,9 @@ extern "C" fn policy_entry(remote: u32, local: u32, about: u32) -> u64 {
 /// The [`Row`] under this [`RowKey`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn policy_row(ends: u64, about: u32) -> u64 {
+extern "C" fn policy_row(ends: u64, about: u32, generation: u32) -> u64 {
     let at = RowKey { ends, about };
-    let row = match POL.get(0) {
+    let row = match POL.get(generation % POLICIES) {
         Some(slots) => find(&at, |slot| slots.get(slot).map(of_words)),
         None => Row::NOTHING,
     };

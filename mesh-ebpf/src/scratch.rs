@@ -41,8 +41,8 @@ pub struct Asked {
 
 /// Who is behind the near address that was asked for last. It stays for the next packet.
 pub struct Known {
-    /// [`mesh_common::maps::Config::identities`] of then; 0 if nobody was asked for yet.
-    pub identities: Cell<u32>,
+    /// Of then; 0 if nobody was asked for yet.
+    pub generation: Cell<u32>,
     pub address: Cell<Address>,
     pub entry: Cell<IdentityEntry>,
 }

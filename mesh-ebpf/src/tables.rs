@@ -194,12 +194,13 @@ pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
 
 /// Who stands behind an address: its own entry, else the longest prefix's.
 #[inline(always)]
-fn identity<'a>(address: &Address, nobody: &'a IdentityEntry) -> &'a IdentityEntry {
+fn identity<'a>(address: &Address, asked: &'a Asked) -> &'a IdentityEntry {
     // SAFETY: the entry is copied at once; user space replaces entries whole.
-    if let Some(entry) = unsafe { ID_EXACT.get(address) } {
-        return entry;
+    let exact = unsafe { ID_EXACT.get(address) };
+    match exact.or_else(|| ID_CIDR.get(Key::new(128, *address))) {
+        Some(sides) => sides.at(asked.generation),
+        None => &asked.nobody,
     }
-    ID_CIDR.get(Key::new(128, *address)).unwrap_or(nobody)
 }
 
 impl Lookup for Tables<'_> {
@@ -237,23 +238,19 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn identity(&self, address: &Address) -> IdentityEntry {
-        *identity(address, &self.asked.nobody)
+        *identity(address, self.asked)
     }
 
     #[inline(always)]
     fn local(&self, address: &Address) -> IdentityEntry {
         let known = &self.asked.local;
-        // Before the answer is looked for: by a later number it would pass for one of later.
-        // SAFETY: a field of a value that is there.
-        let now = unsafe { (&raw const self.config.identities).read_volatile() };
-        if now == 0 {
-            return self.identity(address);
-        }
-        if known.identities.get() == now && known.address.get().is_same(address) {
+        // What is behind an address is the same for as long as a generation lasts.
+        let now = self.asked.generation;
+        if known.generation.get() == now && known.address.get().is_same(address) {
             return known.entry.get();
         }
         let entry = self.identity(address);
-        known.identities.set(now);
+        known.generation.set(now);
         known.address.set(*address);
         known.entry.set(entry);
         entry
@@ -261,7 +258,7 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
-        policy::entry(key)
+        policy::entry(key, self.asked.generation)
     }
 
     #[inline(always)]

@@ -5,7 +5,9 @@ use mesh_agent::dataplane::Only;
 use mesh_common::addr::Prefix;
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, Be16, DropReason, IdentityEntry, PolicyEntry, PolicyKey, maps};
+use mesh_common::{
+    Address, Be16, DropReason, IdentityEntry, PolicyEntry, PolicyKey, Sides, maps, next_generation,
+};
 use mesh_core::dataplane::why::Question;
 use mesh_core::dataplane::{Tables, reconcile};
 use mesh_core::{Direction, Identity, RuleId};
@@ -110,7 +112,7 @@ fn a_small_change_of_a_large_policy_is_small_work() {
 }
 
 /// Two policies that call two peers by each other's numbers. One of the two may never open anything;
-/// whoever met the one's identities beside the other's rows would let it in.
+/// whoever met the one's identities beside the other's rows would let it in. The other always may.
 #[test]
 fn no_packet_meets_half_a_policy() {
     let named = |allowed: u32, denied: u32| {
@@ -137,7 +139,6 @@ fn no_packet_meets_half_a_policy() {
     let policies = [named(20, 21), named(21, 20)];
     let mut kernel = Kernel::new();
     kernel.apply(&policies[0]);
-    let packet = tcp_between(OTHER, [40_000, 22], Direction::Ingress, SYN);
     let folder = kernel.options().pin_dir.join(layout());
     let pins = std::fs::read_dir(folder)
         .unwrap()
@@ -147,30 +148,40 @@ fn no_packet_meets_half_a_policy() {
         .find(|pin| pin.to_string_lossy().contains("prog_in_"))
         .unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let passed = std::thread::scope(|scope| {
-        let intruder = scope.spawn(|| {
-            let program = SchedClassifier::from_pin(&pin).unwrap();
-            let (mut passed, mut asked) = (0, 0);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let run = aya::TestRunOptions {
-                    data_in: Some(&packet),
-                    repeat: 64,
-                    ..Default::default()
-                };
-                let verdict = aya::TestRun::test_run(&program, run).unwrap().return_value;
-                passed += u32::from(verdict != 2);
-                asked += 64;
-            }
-            (passed, asked)
-        });
+    // Each from a port of its own, as a flow that stands is not asked about.
+    let try_as = |who: [u8; 4]| {
+        let program = SchedClassifier::from_pin(&pin).unwrap();
+        let (mut passed, mut asked) = (0_u32, 0_u32);
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let port = 1_024 + (asked % 60_000) as u16;
+            let packet = tcp_between(who, [port, 22], Direction::Ingress, SYN);
+            let run = aya::TestRunOptions {
+                data_in: Some(&packet),
+                repeat: 1,
+                ..Default::default()
+            };
+            let verdict = aya::TestRun::test_run(&program, run).unwrap().return_value;
+            passed += u32::from(verdict != 2);
+            asked += 1;
+        }
+        (passed, asked)
+    };
+    let (intruder, guest) = std::thread::scope(|scope| {
+        let intruder = scope.spawn(|| try_as(OTHER));
+        let guest = scope.spawn(|| try_as(PEER));
         for round in 1..=100 {
             kernel.apply(&policies[round % 2]);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        intruder.join().unwrap()
+        (intruder.join().unwrap(), guest.join().unwrap())
     });
-    assert!(passed.1 > 1_000, "{passed:?}");
-    assert_eq!(passed.0, 0, "of {} packets", passed.1);
+    println!("figure: {intruder:?} of the intruder, {guest:?} of the guest passed");
+    assert!(
+        intruder.1 > 1_000 && guest.1 > 1_000,
+        "{intruder:?} {guest:?}"
+    );
+    assert_eq!(intruder.0, 0, "of {} packets", intruder.1);
+    assert_eq!(guest.0, guest.1);
 }
 
 #[test]
@@ -193,7 +204,7 @@ fn a_review_ends_idle_flows_and_tells_of_each_once() {
     assert!(passes(&kernel, Direction::Egress, ACK));
 }
 
-/// A program keeps what it was told of the address on this side, until that may have changed.
+/// A program keeps what it was told of the address on this side for as long as the generation lasts.
 #[test]
 fn who_is_on_this_side_is_asked_anew_when_that_changes() {
     let mut kernel = Kernel::new();
@@ -238,21 +249,34 @@ fn who_is_on_this_side_is_asked_anew_when_that_changes() {
         let outcome = kernel.outcome(Direction::Egress, &from_elsewhere.bytes());
         assert_eq!(outcome, Err("unknown local address"));
     }
-    // While an agent is at it.
-    assert_eq!(kernel.config().identities, kernel.config().generation);
-    kernel.configure(|config| config.identities = 0);
-    let mut exact: Table<Address, IdentityEntry> = kernel.pinned(maps::ID_EXACT);
-    let entry = exact.get(&own, 0).unwrap();
-    exact.insert(own, IdentityEntry::UNKNOWN, 0).unwrap();
-    let outcome = kernel.outcome(Direction::Ingress, &syn(10));
-    assert_eq!(outcome, Err("unknown local address"));
-    exact.insert(own, entry, 0).unwrap();
-    assert_eq!(kernel.outcome(Direction::Ingress, &syn(11)), PASS);
-    // One that died there leaves nothing that its successor keeps.
+}
+
+/// What it had begun is not in use, and its successor keeps none of it.
+#[test]
+fn an_agent_that_dies_while_it_writes_changes_nothing() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables());
+    let own = Address::from(std::net::IpAddr::from(ME));
+    let mut exact: Table<Address, Sides> = kernel.pinned(maps::ID_EXACT);
+    let next = next_generation(kernel.config().generation);
+    let entry = *exact.get(&own, 0).unwrap().at(next + 1);
+    let half = Sides::turn(next, entry, IdentityEntry::UNKNOWN);
+    exact.insert(own, half, 0).unwrap();
+    let stray = Address::from(std::net::IpAddr::from([100, 64, 0, 77]));
+    let begun = Sides::turn(next, IdentityEntry::UNKNOWN, entry);
+    exact.insert(stray, begun, 0).unwrap();
+    let syn = |port| tcp_between(PEER, [port, 22], Direction::Ingress, SYN);
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(1)), PASS);
     kernel.kill();
     kernel.start();
-    kernel.apply(&tables());
-    assert_eq!(kernel.config().identities, kernel.config().generation);
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(2)), PASS);
+    for port in 3..6 {
+        kernel.apply(&tables());
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    }
+    kernel.dataplane().sweep().unwrap();
+    assert_eq!(exact.get(&own, 0).unwrap(), Sides::both(entry));
+    assert!(exact.get(&stray, 0).is_err());
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod connection;
 mod detour;
+mod edit;
 mod field;
 mod foreign;
 mod forward;

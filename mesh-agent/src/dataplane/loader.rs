@@ -241,7 +241,7 @@ impl Dataplane {
     /// the packet path honours timeouts by itself, this frees their memory. And does what the last change
     /// has left for later.
     pub fn sweep(&mut self) -> Result<usize, ApplyError> {
-        self.kernel.catch_up();
+        self.kernel.catch_up()?;
         self.kernel.sweep()
     }
 

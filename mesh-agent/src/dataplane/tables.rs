@@ -1,10 +1,10 @@
 //! Writes the tables into the kernel, step by step, as mesh-core orders them.
 //!
-//! Two policies lie in the kernel, and one is in use. A change is written into the other, which is
-//! then swapped in; and when there is time the same change into what is now the other: work in
-//! proportion to the change. Only when one has become too small is another made, and filled with all of it.
-//! What a step has done is noted at once, so that after an error the next attempt starts from what
-//! really is there.
+//! Two sides lie in the kernel, and one is in use. A change is written into the other, which the next
+//! generation then puts in use; and when no packet asks the first one any more, the same change into that: work
+//! in proportion to the change. Only when a policy has become too small is another made, and filled with all of it.
+//! Until the generation is raised nothing has happened: after an error the next attempt first gives the other
+//! side what the one in use has.
 
 use std::array;
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ use mesh_common::flow::PICKUP;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Secret;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, IdentityEntry, RuleId};
-use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, layout, reconcile};
+use mesh_common::{Address, RuleId, Sides, next_generation};
+use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, Turn, layout, reconcile};
 use rand_core::{OsRng, RngCore as _};
 
 use super::clock::{self, Clock};
@@ -70,8 +70,8 @@ impl ApplyError {
 /// The kernel's tables, and what we know of their content.
 pub struct Kernel {
     pub(super) cfg: Array<MapData, Config>,
-    exact: HashMap<MapData, Address, IdentityEntry>,
-    cidr: LpmTrie<MapData, Address, IdentityEntry>,
+    exact: HashMap<MapData, Address, Sides>,
+    cidr: LpmTrie<MapData, Address, Sides>,
     outer: ArrayOfMaps<MapData, MapData>,
     rule_ctr: PerCpuHashMap<MapData, u32, Count>,
     pub(super) reason_ctr: PerCpuArray<MapData, Count>,
@@ -88,10 +88,19 @@ pub struct Kernel {
     observed: Tables,
     /// The policy in use, once it is one of ours.
     active: Option<Policy>,
-    /// The other one, if it is equal to it.
-    shadow: Option<Policy>,
-    /// The other one, if the last change is still to be made in it.
-    behind: Option<(Policy, Vec<RowWrite>)>,
+    /// That of the other side, if it lacks nothing but `behind`.
+    other: Option<Policy>,
+    /// What the other side still lacks.
+    behind: Option<Change>,
+}
+
+/// What one side has and the other has not.
+#[derive(Default)]
+struct Change {
+    rows: Vec<RowWrite>,
+    prefixes: Vec<Prefix>,
+    /// Counted no more.
+    rules: Vec<RuleId>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -158,7 +167,7 @@ impl Kernel {
             config,
             observed: Tables::default(),
             active: None,
-            shadow: None,
+            other: None,
             behind: None,
         };
         kernel.adopt().map_err(unreadable)?;
@@ -168,16 +177,22 @@ impl Kernel {
     /// Reads what an earlier agent left. Its policy cannot be read (that takes CAP_SYS_ADMIN), only
     /// replaced; until then it goes on deciding.
     fn adopt(&mut self) -> Result<(), MapError> {
+        let generation = self.config.generation;
         let mut identities = BTreeMap::new();
         for entry in &self.exact {
-            let (address, entry) = entry?;
-            identities.insert(Prefix { len: 128, address }, entry);
+            let (address, sides) = entry?;
+            identities.insert(Prefix { len: 128, address }, *sides.at(generation));
         }
         for entry in &self.cidr {
-            let (key, entry) = entry?;
+            let (key, sides) = entry?;
             let (len, address) = (key.prefix_len(), key.data());
-            identities.insert(Prefix { len, address }, entry);
+            identities.insert(Prefix { len, address }, *sides.at(generation));
         }
+        // It may have died in the midst of writing.
+        self.behind = Some(Change {
+            prefixes: identities.keys().copied().collect(),
+            ..Change::default()
+        });
         let rules = self.rule_ctr.keys().map(|rule| rule.map(RuleId));
         let settings = Settings::of(&self.config);
         self.observed = Tables::unreadable(identities, rules.collect::<Result<_, _>>()?, settings);
@@ -220,126 +235,144 @@ impl Kernel {
 
     pub(super) fn apply(&mut self, desired: &Tables) -> Result<(), ApplyError> {
         check_room(desired)?;
+        self.catch_up()?;
         let ops = reconcile(&self.observed, desired);
-        let step = ApplyError::at;
-        // An agent before us may have died between the two.
-        let renames = self.config.identities == 0 || ops.iter().any(is_about_identities);
-        if renames {
-            // From here on programs ask anew for each packet.
-            self.config.identities = 0;
-            self.cfg
-                .set(0, self.config, 0)
-                .map_err(step("say that identities change"))?;
-        }
-        // First, so that nobody whose number changes is nobody for longer than it takes to swap.
-        let mut prepared = match ops.contains(&TableOp::Swap) {
-            true => Some(self.prepare(&ops, desired)?),
-            false => None,
+        let mut change = Change {
+            rows: layout(changed(&ops), &desired.rows),
+            ..Change::default()
         };
+        let generation = next_generation(self.config.generation);
+        // If we come no further: the side that is not in use is to be as the other.
+        let prefixes = ops.iter().filter_map(|op| match op {
+            TableOp::Identify(prefix, _) => Some(*prefix),
+            _ => None,
+        });
+        change.prefixes = prefixes.collect();
+        self.behind = Some(Change {
+            prefixes: change.prefixes.clone(),
+            ..Change::default()
+        });
+        let next = self.prepare(&change.rows, desired, generation)?;
+        let mut config = self.config;
         for op in &ops {
             match op {
-                TableOp::Blank(prefix) => self.identify(*prefix, IdentityEntry::UNKNOWN)?,
-                TableOp::Identify(prefix, entry) => self.identify(*prefix, *entry)?,
-                TableOp::Forget(prefix) => self.forget(prefix)?,
                 // Written already.
                 TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
-                TableOp::Settle => sys::maps::wait_for_programs()
-                    .map_err(ApplyError::at("wait for packets under way"))?,
-                TableOp::Swap => self.swap(prepared.take(), &ops, desired)?,
+                TableOp::Identify(prefix, Turn { before, after }) => {
+                    self.identify(prefix, Sides::turn(generation, *before, *after))?;
+                }
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
-                TableOp::ForgetRule(rule) => {
-                    let removed = self.rule_ctr.remove(&rule.0);
-                    ignore_missing(removed).map_err(step("forget a rule's counter"))?;
-                    self.observed.rules.remove(rule);
-                }
-                TableOp::Set(settings) => {
-                    self.config = settings.set_in(self.config);
-                    self.observed.settings = *settings;
-                }
+                TableOp::ForgetRule(rule) => change.rules.push(*rule),
+                TableOp::Set(settings) => config = settings.set_in(config),
             }
         }
-        // Never 0, which means that no policy was loaded.
-        self.config.generation = self.config.generation.wrapping_add(1).max(1);
-        if renames {
-            self.config.identities = self.config.generation;
-        }
+        config.generation = generation;
         self.cfg
-            .set(0, self.config, 0)
-            .map_err(step("raise the generation"))
+            .set(0, config, 0)
+            .map_err(ApplyError::at("raise the generation"))?;
+        self.config = config;
+        self.other = self.active.replace(next);
+        self.observe(&ops, desired);
+        self.behind = Some(change);
+        Ok(())
+    }
+
+    /// Notes what is in use now.
+    fn observe(&mut self, ops: &[TableOp], desired: &Tables) {
+        let observed = &mut self.observed;
+        for op in ops {
+            match op {
+                TableOp::SetRow(prefix, entry) => {
+                    observed.rows.insert(*prefix, *entry);
+                }
+                TableOp::RemoveRow(prefix) => {
+                    observed.rows.remove(prefix);
+                }
+                TableOp::Identify(prefix, turn) => {
+                    if desired.identities.contains_key(prefix) {
+                        observed.identities.insert(*prefix, turn.after);
+                    } else {
+                        observed.identities.remove(prefix);
+                    }
+                }
+                TableOp::Set(settings) => observed.settings = *settings,
+                TableOp::ForgetRule(rule) => {
+                    observed.rules.remove(rule);
+                }
+                // Noted when done.
+                TableOp::CountRule(_) => {}
+            }
+        }
     }
 
     /// Rows of the policy in use, and the policies that are in memory.
     pub(super) fn policies(&self) -> (usize, impl Iterator<Item = &MapData>) {
-        let behind = self.behind.as_ref().map(|(policy, _)| policy);
-        let all = [self.active.as_ref(), self.shadow.as_ref(), behind];
+        let all = [self.active.as_ref(), self.other.as_ref()];
         let maps = all.into_iter().flatten().map(Policy::map);
         (self.observed.rows.len(), maps)
     }
 
-    /// Makes the last change in the policy that has gone out of use. If that fails, the next change starts
-    /// from a fresh one.
-    pub fn catch_up(&mut self) {
-        if let Some((mut before, writes)) = self.behind.take()
-            && before.write(&writes).is_ok()
-        {
-            self.shadow = Some(before);
-        }
-    }
-
-    /// The policy to come, and what was written into the other of the two for it.
-    fn prepare(
-        &mut self,
-        ops: &[TableOp],
-        desired: &Tables,
-    ) -> Result<(Policy, Vec<RowWrite>), ApplyError> {
-        self.catch_up();
-        let writes = layout(changed(ops), &desired.rows);
-        let shadow = self.shadow.take();
-        let written = shadow.and_then(|mut shadow| shadow.write(&writes).ok().map(|()| shadow));
-        let next = match written {
-            Some(shadow) => shadow,
-            None => {
-                let all = layout(desired.rows.keys(), &desired.rows);
-                Policy::of(&all).map_err(ApplyError::at("make a map for the policy"))?
-            }
-        };
-        Ok((next, writes))
-    }
-
-    fn swap(
-        &mut self,
-        prepared: Option<(Policy, Vec<RowWrite>)>,
-        ops: &[TableOp],
-        desired: &Tables,
-    ) -> Result<(), ApplyError> {
-        let Some((next, writes)) = prepared else {
+    /// Makes the last change in the side that has gone out of use.
+    pub fn catch_up(&mut self) -> Result<(), ApplyError> {
+        let Some(change) = self.behind.take() else {
             return Ok(());
         };
-        // When this returns, no CPU uses the old policy any more.
-        if let Err(error) = self.outer.set(0, next.map(), 0) {
-            return Err(ApplyError::at("swap the policy")(error));
+        let made = self.repeat(&change);
+        if made.is_err() {
+            self.behind = Some(change);
         }
-        let before = self.active.replace(next);
-        for prefix in changed(ops) {
-            match desired.rows.get(prefix) {
-                Some(entry) => self.observed.rows.insert(*prefix, *entry),
-                None => self.observed.rows.remove(prefix),
-            };
+        made
+    }
+
+    fn repeat(&mut self, change: &Change) -> Result<(), ApplyError> {
+        sys::maps::wait_for_programs().map_err(ApplyError::at("wait for packets under way"))?;
+        for prefix in &change.prefixes {
+            match self.observed.identities.get(prefix) {
+                Some(entry) => self.identify(prefix, Sides::both(*entry))?,
+                None => self.forget(prefix)?,
+            }
         }
-        self.behind = before.map(|before| (before, writes));
+        for rule in &change.rules {
+            let removed = self.rule_ctr.remove(&rule.0);
+            ignore_missing(removed).map_err(ApplyError::at("forget a rule's counter"))?;
+        }
+        // Without room the next change makes another.
+        self.other = self
+            .other
+            .take()
+            .and_then(|mut other| other.write(&change.rows).ok().map(|()| other));
         Ok(())
     }
 
-    fn identify(&mut self, prefix: Prefix, entry: IdentityEntry) -> Result<(), ApplyError> {
+    /// The policy of the generation to come, where its packets will look for it.
+    fn prepare(
+        &mut self,
+        rows: &[RowWrite],
+        desired: &Tables,
+        generation: u32,
+    ) -> Result<Policy, ApplyError> {
+        if let Some(mut other) = self.other.take()
+            && other.write(rows).is_ok()
+        {
+            return Ok(other);
+        }
+        let all = layout(desired.rows.keys(), &desired.rows);
+        let made = Policy::of(&all).map_err(ApplyError::at("make a map for the policy"))?;
+        let slot = generation % maps::POLICIES;
+        self.outer
+            .set(slot, made.map(), 0)
+            .map_err(ApplyError::at("put the policy beside the one in use"))?;
+        Ok(made)
+    }
+
+    fn identify(&mut self, prefix: &Prefix, sides: Sides) -> Result<(), ApplyError> {
         let written = if prefix.len == 128 {
-            self.exact.insert(prefix.address, entry, 0)
+            self.exact.insert(prefix.address, sides, 0)
         } else {
             let key = Key::new(prefix.len, prefix.address);
-            self.cidr.insert(&key, entry, 0)
+            self.cidr.insert(&key, sides, 0)
         };
-        written.map_err(ApplyError::at("write who stands behind a prefix"))?;
-        self.observed.identities.insert(prefix, entry);
-        Ok(())
+        written.map_err(ApplyError::at("write who stands behind a prefix"))
     }
 
     fn forget(&mut self, prefix: &Prefix) -> Result<(), ApplyError> {
@@ -348,9 +381,7 @@ impl Kernel {
         } else {
             self.cidr.remove(&Key::new(prefix.len, prefix.address))
         };
-        ignore_missing(removed).map_err(ApplyError::at("forget who stood behind a prefix"))?;
-        self.observed.identities.remove(prefix);
-        Ok(())
+        ignore_missing(removed).map_err(ApplyError::at("forget who stood behind a prefix"))
     }
 
     /// The rule counts from now on; if it did before, it goes on from there.
@@ -408,13 +439,6 @@ fn check_room(tables: &Tables) -> Result<(), ApplyError> {
         }
     }
     Ok(())
-}
-
-const fn is_about_identities(op: &TableOp) -> bool {
-    matches!(
-        op,
-        TableOp::Blank(_) | TableOp::Identify(..) | TableOp::Forget(_)
-    )
 }
 
 fn changed(ops: &[TableOp]) -> impl Iterator<Item = &PolicyPrefix> {

@@ -1,11 +1,11 @@
 //! The tables against the netmap that they were made of.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_common::flow::{FlowKey, FlowState, flags};
 use mesh_common::policy::{Row, RowKey};
 use mesh_common::verdict::precedence;
-use mesh_common::{Be16, Be32, DropReason, PolicyKey, policy};
+use mesh_common::{Be16, Be32, DropReason, PolicyKey, Sides, next_generation, policy};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -205,34 +205,91 @@ fn ask(tables: &Tables, flow: &Flow) -> Option<(Action, RuleId)> {
     }
 }
 
-/// Carries out steps on plain values, the policy in two halves as in the kernel.
-fn execute(tables: &mut Tables, shadow: &mut BTreeMap<PolicyPrefix, PolicyEntry>, op: &TableOp) {
-    match op {
-        TableOp::Blank(prefix) => {
-            tables.identities.insert(*prefix, IdentityEntry::UNKNOWN);
+/// Both sides, as the kernel holds them.
+#[derive(Debug)]
+struct Kernel {
+    generation: u32,
+    identities: BTreeMap<Prefix, Sides>,
+    rows: [BTreeMap<PolicyPrefix, PolicyEntry>; 2],
+    rules: BTreeSet<RuleId>,
+    settings: Settings,
+}
+
+impl Kernel {
+    fn of(tables: &Tables, generation: u32) -> Self {
+        let identities = tables.identities.iter();
+        Self {
+            generation,
+            identities: identities
+                .map(|(prefix, entry)| (*prefix, Sides::both(*entry)))
+                .collect(),
+            rows: [tables.rows.clone(), tables.rows.clone()],
+            rules: tables.rules.clone(),
+            settings: tables.settings,
         }
-        TableOp::SetRow(prefix, entry) => {
-            shadow.insert(*prefix, *entry);
-        }
-        TableOp::RemoveRow(prefix) => {
-            shadow.remove(prefix);
-        }
-        TableOp::Settle => {}
-        TableOp::Swap => std::mem::swap(shadow, &mut tables.rows),
-        TableOp::Identify(prefix, entry) => {
-            tables.identities.insert(*prefix, *entry);
-        }
-        TableOp::Forget(prefix) => {
-            tables.identities.remove(prefix);
-        }
-        TableOp::CountRule(rule) => {
-            tables.rules.insert(*rule);
-        }
-        TableOp::ForgetRule(rule) => {
-            tables.rules.remove(rule);
-        }
-        TableOp::Set(settings) => tables.settings = *settings,
     }
+
+    /// What a packet finds that has read this generation.
+    fn at(&self, generation: u32) -> Tables {
+        let identities = self.identities.iter();
+        Tables {
+            identities: identities
+                .map(|(prefix, sides)| (*prefix, *sides.at(generation)))
+                .collect(),
+            rows: self.rows[generation as usize % 2].clone(),
+            rules: self.rules.clone(),
+            settings: self.settings,
+        }
+    }
+
+    /// Before the generation is raised.
+    fn execute(&mut self, op: &TableOp) {
+        let next = next_generation(self.generation);
+        let rows = &mut self.rows[next as usize % 2];
+        match op {
+            TableOp::SetRow(prefix, entry) => {
+                rows.insert(*prefix, *entry);
+            }
+            TableOp::RemoveRow(prefix) => {
+                rows.remove(prefix);
+            }
+            TableOp::Identify(prefix, turn) => {
+                let sides = Sides::turn(next, turn.before, turn.after);
+                self.identities.insert(*prefix, sides);
+            }
+            TableOp::CountRule(rule) => {
+                self.rules.insert(*rule);
+            }
+            TableOp::ForgetRule(rule) => {
+                self.rules.remove(rule);
+            }
+            TableOp::Set(settings) => self.settings = *settings,
+        }
+    }
+
+    /// The same on the other side, once the generation is raised.
+    fn repeat(&mut self, op: &TableOp, content: &Tables) {
+        match op {
+            TableOp::Identify(prefix, _) => match content.identities.get(prefix) {
+                Some(entry) => {
+                    self.identities.insert(*prefix, Sides::both(*entry));
+                }
+                None => {
+                    self.identities.remove(prefix);
+                }
+            },
+            TableOp::SetRow(..) | TableOp::RemoveRow(_) => self.execute(op),
+            TableOp::CountRule(_) | TableOp::ForgetRule(_) | TableOp::Set(_) => {}
+        }
+    }
+}
+
+/// Every address that one of [`policy`]'s networks may hold, and some that none does.
+fn addresses() -> impl Iterator<Item = IpAddr> {
+    let nodes = (0..9).map(|n| Ipv4Addr::new(100, 64, 0, n).into());
+    let routed = (0..4).map(|n| Ipv4Addr::new(10, n, 0, 1).into());
+    let v6 = (0..5).map(|n| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into());
+    nodes.chain(routed).chain(v6)
 }
 
 /// May a packet pass between those behind two addresses? If not, is one of them nobody?
@@ -365,87 +422,38 @@ proptest! {
         }
     }
 
+    /// A packet keeps to the generation that it has read, so it may still be asking by the one before when the
+    /// next is in use; and then by no other.
     #[test]
-    fn steps_lead_from_one_content_to_the_other(from in policy(), to in policy()) {
-        let (from, to) = (tables(&from), tables(&to));
-        let mut now = from.clone();
-        let mut shadow = from.rows.clone();
-        for op in reconcile(&from, &to) {
-            execute(&mut now, &mut shadow, &op);
-        }
-        prop_assert_eq!(&now, &to);
-        prop_assert_eq!(reconcile(&now, &to), vec![]);
-    }
-
-    #[test]
-    fn no_packet_meets_half_a_policy(
-        from in policy(), to in policy(), flow in flow(),
-        remote in 0_u8..6, local in 0_u8..6,
+    fn every_packet_meets_one_content_as_a_whole(
+        from in policy(), to in policy(),
+        generation in prop_oneof![Just(1), Just(2), Just(u32::MAX)],
     ) {
         let (from, to) = (tables(&from), tables(&to));
-        let ends = [remote, local].map(|last| IpAddr::from(Ipv4Addr::new(100, 64, 0, last)));
-        let who = |tables: &Tables| ends.map(|end| tables.identity(end).identity);
-        let allowed = |tables: &Tables| {
-            let [remote, local] = who(tables);
-            passes(tables, remote, local, &flow) == Some(true)
+        let mut kernel = Kernel::of(&from, generation);
+        let is = |kernel: &Kernel, generation, content: &Tables| {
+            let now = kernel.at(generation);
+            now.rows == content.rows
+                && addresses().all(|address| now.identity(address) == content.identity(address))
         };
-        let either = allowed(&from) || allowed(&to);
-        let mut now = from.clone();
-        let mut shadow = from.rows.clone();
-        // What packets know that are under way: some only the remote end, some both. Between two of
-        // its questions any time may pass.
-        let mut halves = BTreeSet::from([who(&now)[0]]);
-        let mut wholes = BTreeSet::from([who(&now)]);
-        for op in reconcile(&from, &to) {
-            execute(&mut now, &mut shadow, &op);
-            let [remote, local] = who(&now);
-            if matches!(op, TableOp::Settle) {
-                halves.clear();
-                wholes.clear();
-            }
-            halves.insert(remote);
-            wholes.extend(halves.iter().map(|remote| [*remote, local]));
-            for [remote, local] in &wholes {
-                prop_assert!(
-                    either || passes(&now, *remote, *local, &flow) != Some(true),
-                    "passes after {:?}, neither before nor when done", op
-                );
-            }
-            if matches!(op, TableOp::Swap) {
-                halves = BTreeSet::from([remote]);
-                wholes = BTreeSet::from([[remote, local]]);
-            }
+        let ops = reconcile(&from, &to);
+        for op in &ops {
+            kernel.execute(op);
+            prop_assert!(is(&kernel, generation, &from), "after {:?}", op);
+        }
+        kernel.generation = next_generation(generation);
+        prop_assert!(is(&kernel, generation, &from));
+        prop_assert!(is(&kernel, kernel.generation, &to));
+        for op in &ops {
+            kernel.repeat(op, &to);
+            prop_assert!(is(&kernel, kernel.generation, &to), "after {:?} again", op);
+        }
+        for generation in [generation, kernel.generation] {
+            let now = kernel.at(generation);
+            prop_assert_eq!(&now, &to);
+            prop_assert_eq!(reconcile(&now, &to), vec![]);
         }
     }
-}
-
-/// Between a peer's old number and this node's new one the rows may say what they never said of the two.
-#[test]
-fn both_ends_of_a_packet_are_renumbered_at_once() {
-    let named = |remote, local| {
-        let identity = |identity| IdentityEntry {
-            identity: Identity(identity),
-            flags: 0,
-            peer: 1,
-        };
-        let host = |last| Prefix {
-            len: 128,
-            address: IpAddr::from([100, 64, 0, last]).into(),
-        };
-        Tables {
-            identities: [(host(1), identity(local)), (host(2), identity(remote))].into(),
-            ..Tables::default()
-        }
-    };
-    let kinds = |ops: Vec<TableOp>| -> Vec<_> {
-        let blank = |op: &TableOp| matches!(op, TableOp::Blank(_));
-        let before: Vec<_> = ops.iter().take_while(|op| blank(op)).collect();
-        let settles = matches!(ops.get(before.len()), Some(TableOp::Settle));
-        vec![before.len(), usize::from(settles), ops.len()]
-    };
-    let from = named(20, 16);
-    assert_eq!(kinds(reconcile(&from, &named(21, 17))), [2, 1, 5]);
-    assert_eq!(kinds(reconcile(&from, &named(21, 16))), [0, 0, 1]);
 }
 
 #[test]
