@@ -139,6 +139,8 @@ struct Known {
     /// Its bytes when it was last told of.
     told: Option<[u64; 2]>,
     stand: Stand,
+    /// When it was told as revoked for the last time, or 0.
+    revoked: u64,
     walk: Walk,
 }
 
@@ -198,7 +200,11 @@ impl FlowLog {
         match (record.kind, known.stand) {
             (Kind::Closed, Stand::Running) => self.close(record.key, record.time),
             (Kind::Revoked, Stand::Running) => self.tell(&record.key, Kind::Revoked, record.time),
-            // Revoked and allowed again, or told late.
+            // Told late: it stays revoked.
+            (Kind::Opened | Kind::Confirmed, Stand::Revoked) if record.time <= known.revoked => {
+                self.records.push_back(record);
+            }
+            // Revoked and allowed again.
             (Kind::Opened | Kind::Confirmed, Stand::Running | Stand::Revoked) => {
                 self.tell(&record.key, record.kind, record.time);
             }
@@ -244,11 +250,22 @@ impl FlowLog {
         }
     }
 
-    /// A change of the policy has ended a flow, just now. `now` is of the packet path's clock.
-    pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, now: u64) {
-        let mut entry = *entry;
-        entry.state.last_seen = now;
-        self.handle_flow(key, &entry);
+    /// A change of the policy, begun at `since`, has ended a flow that stood until `now`; both are of the packet
+    /// path's clock.
+    pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, since: u64, now: u64) {
+        let Some(known) = self.handle_look(key, entry) else {
+            return;
+        };
+        let is_news = match known.stand {
+            Stand::Running => true,
+            // Revoked before, it was allowed again, of which an event is on its way; but not if it is this very
+            // change of which its own packet has told.
+            Stand::Revoked => known.revoked < since,
+            Stand::Closing | Stand::Closed => false,
+        };
+        if is_news {
+            self.tell(&key, Kind::Revoked, now);
+        }
     }
 
     /// The next flow that its ends have closed and whose last packets have come by; then comes
@@ -373,6 +390,7 @@ impl FlowLog {
             record,
             told: None,
             stand: Stand::Running,
+            revoked: 0,
             walk: Walk::Seen,
         };
         if let Some(before) = before {
@@ -412,6 +430,9 @@ impl FlowLog {
             Kind::Closed => Stand::Closed,
             _ => Stand::Running,
         };
+        if kind == Kind::Revoked {
+            known.revoked = time;
+        }
         known.told = Some(known.record.bytes);
         known.record.kind = kind;
         known.record.time = time;

@@ -187,10 +187,12 @@ impl Filter {
         }
         // Forgotten first: after an error nobody knows what is loaded, or reviewed.
         self.loaded = None;
+        let since = self.enforcer.clock();
         self.enforcer.apply(tables)?;
-        let ended = self.enforcer.review(tables)?;
+        let flows = self.enforcer.review(tables)?;
         self.loaded = Some(tables.clone());
-        tracing::debug!(flows = ended.len(), "flows that the policy ends");
+        tracing::debug!(flows = flows.len(), "flows that the policy ends");
+        let ended = Ended { since, flows };
         // Without a reader nobody wants to know.
         let _ = self.ended.send(ended).await;
         Ok(())

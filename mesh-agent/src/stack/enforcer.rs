@@ -18,7 +18,6 @@ use mesh_core::health::{Condition, Severity};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
-use super::log_flows::Ended;
 use super::{Settings, index_of, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
@@ -136,7 +135,7 @@ impl Enforcer {
     }
 
     /// Ends the flows that `tables`, which were applied, no longer allow; returns them.
-    pub(super) fn review(&self, tables: &Tables) -> anyhow::Result<Ended> {
+    pub(super) fn review(&self, tables: &Tables) -> anyhow::Result<Vec<(FlowKey, FlowEntry)>> {
         match self {
             Self::Programs(programs) => {
                 block_in_place(|| locked(programs).review(tables)).context("review the flows")

@@ -24,7 +24,11 @@ const CLOSE: Duration = Duration::from_secs(1);
 const DRIFT: Duration = Duration::from_millis(100);
 
 /// Flows that a change of the policy has ended.
-pub(super) type Ended = Vec<(FlowKey, FlowEntry)>;
+pub(super) struct Ended {
+    /// When it was begun, by the packet path's clock.
+    pub(super) since: Duration,
+    pub(super) flows: Vec<(FlowKey, FlowEntry)>,
+}
 
 /// What was carried from and to one peer.
 #[derive(Clone, Debug)]
@@ -74,14 +78,14 @@ impl Feed {
         let (mut walk, mut close) = (every(WALK), every(CLOSE));
         let mut is_over = false;
         while !is_over {
+            // What is seldom goes first: of flows that an edit has ended a walk would not know when, and under a
+            // flood there is always one more event.
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => machine.handle_event(&event),
-                    None => return,
-                },
+                biased;
                 Some(ended) = ended.recv() => {
-                    for (key, entry) in &ended {
-                        machine.handle_ended(*key, entry, self.nanoseconds());
+                    let since = nanoseconds(ended.since);
+                    for (key, entry) in &ended.flows {
+                        machine.handle_ended(*key, entry, since, self.now());
                     }
                 }
                 Some(asked) = asked.recv() => {
@@ -95,7 +99,7 @@ impl Feed {
                         tracing::warn!(error = brief(&error), "read the flows at last");
                     }
                     if matches!(over, Ok(Over::WithItsFlows)) {
-                        machine.handle_over(self.nanoseconds());
+                        machine.handle_over(self.now());
                     }
                     is_over = true;
                 }
@@ -106,6 +110,10 @@ impl Feed {
                         machine.forget_usage(|peer| names.peer(peer).is_none());
                     }
                     Err(error) => tracing::warn!(error = brief(&error), "read the flows"),
+                },
+                event = events.recv() => match event {
+                    Some(event) => machine.handle_event(&event),
+                    None => return,
                 },
             }
             if let Some(plan) = &*self.plans.borrow() {
@@ -126,14 +134,14 @@ impl Feed {
         for (key, entry) in self.enforcer.flows(Stage::HalfOpen)? {
             machine.handle_half_open(key, &entry);
         }
-        machine.handle_walked(self.nanoseconds());
+        machine.handle_walked(self.now());
         machine.handle_denials(self.enforcer.denials()?.into_iter());
         machine.handle_lost(&self.enforcer.counters()?.events_lost);
         Ok(())
     }
 
     fn close(&self, machine: &mut flow::FlowLog) {
-        let now = self.nanoseconds();
+        let now = self.now();
         while let Some(key) = machine.poll_closed(now) {
             machine.handle_closed(key, self.enforcer.flow(&key).as_ref());
         }
@@ -179,7 +187,11 @@ impl Feed {
         }
     }
 
-    fn nanoseconds(&self) -> u64 {
-        u64::try_from(self.enforcer.clock().as_nanos()).unwrap_or(u64::MAX)
+    fn now(&self) -> u64 {
+        nanoseconds(self.enforcer.clock())
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -264,7 +264,7 @@ fn a_revoked_flow_is_told_of_once_whoever_finds_it() {
     let mut log = FlowLog::default();
     log.handle_flow(key(22), &entry(100, 0));
     told(&mut log);
-    log.handle_ended(key(22), &entry(100, flags::DENIED), 35);
+    log.handle_ended(key(22), &entry(100, flags::DENIED), 34, 35);
     log.handle_event(&event(EventKind::Revoked, 22));
     log.handle_flow(key(22), &entry(160, flags::DENIED));
     log.handle_walked(40);
@@ -383,4 +383,43 @@ fn losses_are_counted_by_kind() {
         .map(|loss| (loss.kind, loss.count))
         .collect();
     assert_eq!(losses, [(EventKind::Denied, 5), (EventKind::Denied, 2)]);
+}
+
+/// Events wait for their reader, and what an edit ends is told at once.
+#[test]
+fn what_was_told_late_does_not_revoke_a_flow_twice() {
+    let at = |kind, time| FlowEvent {
+        time,
+        ..event(kind, 22)
+    };
+    let denied = entry(100, flags::DENIED);
+    let mut log = FlowLog::default();
+    log.handle_ended(key(22), &denied, 34, 35);
+    log.handle_event(&at(EventKind::Opened, 20));
+    log.handle_event(&at(EventKind::Confirmed, 21));
+    log.handle_flow(key(22), &denied);
+    let kinds = |log: &mut FlowLog| -> Vec<_> {
+        std::iter::from_fn(|| log.poll_record())
+            .map(|record| (record.kind, record.time))
+            .collect()
+    };
+    assert_eq!(
+        kinds(&mut log),
+        [
+            (Kind::Revoked, 35),
+            (Kind::Opened, 20),
+            (Kind::Confirmed, 21)
+        ]
+    );
+    // Allowed again at 50, which nobody has heard of, and revoked again.
+    log.handle_ended(key(22), &denied, 60, 61);
+    log.handle_event(&at(EventKind::Opened, 50));
+    log.handle_flow(key(22), &denied);
+    assert_eq!(kinds(&mut log), [(Kind::Revoked, 61), (Kind::Opened, 50)]);
+    // The flow's own packet met the change first.
+    log.handle_event(&at(EventKind::Opened, 70));
+    log.handle_event(&at(EventKind::Revoked, 80));
+    log.handle_ended(key(22), &denied, 80, 81);
+    log.handle_flow(key(22), &denied);
+    assert_eq!(kinds(&mut log), [(Kind::Opened, 70), (Kind::Revoked, 80)]);
 }
