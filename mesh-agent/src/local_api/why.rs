@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_api::v1;
-use mesh_common::DropReason;
+use mesh_common::{DropReason, proto};
 use mesh_core::dataplane::why::{Answer, Question};
 use mesh_core::netmap::{Netmap, Rule};
 use tonic::Status;
@@ -22,8 +22,8 @@ pub(super) fn answer(
         ));
     };
     let out_of_range = |_| Status::invalid_argument("a protocol or port is out of range");
-    let (source, destination) = ends(look, &request.source, &request.destination)?;
     let proto = u8::try_from(request.proto).map_err(out_of_range)?;
+    let (source, destination) = ends(look, &request.source, &request.destination, proto)?;
     let port = u16::try_from(request.port).map_err(out_of_range)?;
     let question = Question::new(source, destination, proto, port)
         .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
@@ -47,10 +47,16 @@ pub(super) fn answer(
 }
 
 /// Of one family: whoever is named by name has both.
-fn ends(look: &Snapshot, source: &str, destination: &str) -> Result<(IpAddr, IpAddr), Status> {
+fn ends(
+    look: &Snapshot,
+    source: &str,
+    destination: &str,
+    protocol: u8,
+) -> Result<(IpAddr, IpAddr), Status> {
     let wants = |text: &str| Some(text.parse::<IpAddr>().ok()?.to_canonical());
     let family = match wants(source).or_else(|| wants(destination)) {
         Some(IpAddr::V6(_)) => Family::V6,
+        None if protocol == proto::ICMPV6 => Family::V6,
         Some(IpAddr::V4(_)) | None => Family::V4,
     };
     // An address need not be anybody's.

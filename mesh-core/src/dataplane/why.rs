@@ -44,6 +44,8 @@ pub struct Answer {
 pub enum NoFlow {
     #[error("one end is IPv4 and the other IPv6")]
     Families,
+    #[error("ICMPv6 goes over IPv6 only: name the nodes, or their IPv6 addresses")]
+    Icmpv6,
     #[error("protocol {0} is an extension header of IPv6, which no flow consists of")]
     Extension(u8),
 }
@@ -60,16 +62,14 @@ pub enum NotJudged {
 }
 
 impl Question {
-    /// What is meant: an IPv4 address may be written as IPv6, ICMP is that of the family, and what has no
+    /// What is meant: an IPv4 address may be written as IPv6, ICMP over IPv6 is ICMPv6, and what has no
     /// ports is asked of without one. `port` is, for ICMP, the message type, and any other than echo's is
     /// taken as it is.
     pub fn new(source: IpAddr, destination: IpAddr, proto: u8, port: u16) -> Result<Self, NoFlow> {
         let (source, destination) = (source.to_canonical(), destination.to_canonical());
         let (proto, port) = match (source.is_ipv4(), destination.is_ipv4()) {
-            (true, true) => match (proto, port) {
-                (ICMPV6, 128) => (ICMP, 8),
-                of_v4 => of_v4,
-            },
+            (true, true) if proto == ICMPV6 => return Err(NoFlow::Icmpv6),
+            (true, true) => (proto, port),
             (false, false) => match (proto, port) {
                 (ICMP, 8) => (ICMPV6, 128),
                 (extension, _) if is_extension(extension) => {
@@ -228,7 +228,6 @@ mod tests {
             (question.proto, question.port)
         };
         assert_eq!(meant(v6, ICMP, 8), (ICMPV6, 128));
-        assert_eq!(meant(v4, ICMPV6, 128), (ICMP, 8));
         assert_eq!(meant(v4, 47, 22), (47, 0));
         assert_eq!(meant(["::ffff:100.64.0.2", v4[1]], TCP, 22), (TCP, 22));
         let refused = |addresses: [&str; 2], proto| {
@@ -237,6 +236,7 @@ mod tests {
         };
         assert_eq!(refused([v4[0], v6[1]], TCP), NoFlow::Families);
         assert_eq!(refused(v6, 44), NoFlow::Extension(44));
+        assert_eq!(refused(v4, ICMPV6), NoFlow::Icmpv6);
     }
 
     #[test]
