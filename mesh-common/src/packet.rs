@@ -11,14 +11,14 @@ mod usual;
 
 pub use usual::usual;
 
-use self::network::{extensions, v4, v6, whole};
+use self::network::{extensions, has_source_route, v4, v6, whole};
 
 pub use self::network::{FRAGMENT, ROUTING, is_extension};
 use self::quoted::embedded;
 use self::transport::{Fixed, Variable, key, transport};
 use crate::flow::{FlowKey, FragmentKey};
 use crate::policy::Direction;
-use crate::{Address, Be32, DropReason, proto};
+use crate::{Address, Be16, Be32, DropReason, proto};
 
 /// A packet that starts at its IP header, read in words as they lie in memory.
 pub trait Bytes {
@@ -26,6 +26,8 @@ pub trait Bytes {
     fn words<const AT: usize, const N: usize>(&self) -> Option<[u32; N]>;
     /// `N` words at any offset; `None` past the end.
     fn words_at<const N: usize>(&self, at: usize) -> Option<[u32; N]>;
+    /// Whether the packet has so many bytes.
+    fn has(&self, length: usize) -> bool;
 }
 
 /// A packet in user space.
@@ -44,6 +46,10 @@ impl Bytes for Slice<'_> {
             *word = u32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
         }
         Some(words)
+    }
+
+    fn has(&self, length: usize) -> bool {
+        self.0.len() >= length
     }
 }
 
@@ -174,6 +180,21 @@ impl Facts {
         }
     }
 
+    /// Makes of the flow that an ICMP error speaks of what the error itself is: who refuses it tells of that.
+    #[inline(always)]
+    pub const fn forget_quoted(&mut self) {
+        if self.kind.is_error() {
+            self.key.remote = self.remote;
+            self.key.remote_port = Be16::new(0);
+            self.key.local_port = Be16::new(0);
+            self.key.proto = if self.remote.is_mapped() {
+                proto::ICMP
+            } else {
+                proto::ICMPV6
+            };
+        }
+    }
+
     /// Under which the first fragment leaves its ports, and later ones look for them.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey {
@@ -204,6 +225,9 @@ pub fn parse<B: Bytes>(bytes: &B, direction: Direction) -> Result<Facts, DropRea
                 transport(bytes, &network, proto::ICMP, &Fixed::<20>)
             } else {
                 whole(bytes, at)?;
+                if has_source_route(bytes, at) {
+                    return Err(DropReason::SourceRoute);
+                }
                 transport(bytes, &network, proto::ICMP, &Variable(at))
             };
             (network, upper, proto::ICMP, at)

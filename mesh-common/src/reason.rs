@@ -82,6 +82,8 @@ reasons! {
         "A packet for this node's mesh address, or from it or a peer's, that came in outside the mesh (CVE-2019-14899).";
     IcmpErrorRate = 26, "icmp error rate",
         "More ICMP errors about standing flows than one peer may send: a flood, or a broken router.";
+    SourceRoute = 27, "source route",
+        "IPv4 options or an IPv6 routing header name further stops, which the policy was not asked about.";
 }
 
 impl DropReason {

@@ -126,15 +126,17 @@ fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direct
         verdict,
         flow,
         asked,
+        ..
     } = unsafe { &mut *scratch };
     let meta = &Meta::new(ctx, ctx.len() - AT as u32, direction, asked.now);
     // SAFETY: always written.
-    let (facts, verdict) = unsafe { (facts.assume_init_ref(), verdict.assume_init_ref()) };
+    let (facts, verdict) = unsafe { (facts.assume_init_mut(), verdict.assume_init_ref()) };
     Tables::new(config, asked).carry_out(facts, verdict, meta, flow);
     stats::count(verdict, meta);
     match verdict.event {
         None => {}
         Some(EventKind::Denied) => {
+            facts.forget_quoted();
             events::deny(&facts.key, facts.port, facts.tcp, verdict, meta);
         }
         Some(kind) => {

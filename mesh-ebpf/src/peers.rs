@@ -1,13 +1,13 @@
 //! What each peer has used of its budgets.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use mesh_common::Direction;
 use mesh_common::budget::{Bucket, PeerLoad};
 
 use crate::maps::{PEER_FREED, PEER_LOAD};
+use crate::scratch::scratch;
 
 /// The peer's load, made if it has none yet.
 #[inline(never)]
@@ -15,18 +15,10 @@ pub fn load(peer: u32) -> Option<*mut PeerLoad> {
     if let Some(load) = PEER_LOAD.get_ptr_mut(&peer) {
         return Some(load);
     }
-    let mut none = MaybeUninit::<PeerLoad>::uninit();
-    // Word by word: a call of memset would be one frame too many where each takes 32 bytes of the 512
-    // at least (Linux 6.1).
-    // SAFETY: the words of a variable that we hold alone, and all of them.
-    let none = unsafe {
-        let words = none.as_mut_ptr().cast::<u64>();
-        for word in 0..size_of::<PeerLoad>() / size_of::<u64>() {
-            words.add(word).write_volatile(0);
-        }
-        none.assume_init_ref()
-    };
-    let _ = PEER_LOAD.insert(&peer, none, u64::from(BPF_NOEXIST));
+    // From a map, because it would take 64 bytes of the 512 that a stack has (Linux 6.1).
+    // SAFETY: nobody writes it.
+    let unused = unsafe { &(*scratch()?).unused };
+    let _ = PEER_LOAD.insert(&peer, unused, u64::from(BPF_NOEXIST));
     PEER_LOAD.get_ptr_mut(&peer)
 }
 

@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
+use mesh_common::budget::PeerLoad;
 use mesh_common::flow::Flow;
 use mesh_common::place::Place;
 use mesh_common::{Address, Facts, IdentityEntry, Verdict};
@@ -17,6 +18,8 @@ pub struct Scratch {
     /// The flow as it is after the packet, where something is to be written or told.
     pub flow: Flow,
     pub asked: Asked,
+    /// Budgets of which nothing is used: what a map holds that nobody has written to.
+    pub unused: PeerLoad,
 }
 
 /// What look-ups have found, and what one answers that finds nobody: here a verifier takes both for

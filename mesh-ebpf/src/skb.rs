@@ -45,6 +45,11 @@ impl<const AT: usize> Bytes for Skb<'_, AT> {
     fn words_at<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
         self.ctx.load::<[u32; N]>(AT + at).ok()
     }
+
+    #[inline(always)]
+    fn has(&self, length: usize) -> bool {
+        Linear::<AT>(self.ctx).has(length)
+    }
 }
 
 pub struct Linear<'a, const AT: usize>(pub &'a TcContext);
@@ -81,6 +86,12 @@ impl<const AT: usize> Bytes for Linear<'_, AT> {
     #[inline(always)]
     fn words_at<const N: usize>(&self, _: usize) -> Option<[u32; N]> {
         None
+    }
+
+    /// Also of what is not in the linear part.
+    #[inline(always)]
+    fn has(&self, length: usize) -> bool {
+        self.0.len() as usize >= AT + length
     }
 }
 

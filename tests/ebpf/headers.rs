@@ -96,6 +96,106 @@ fn every_packet_that_cannot_be_read_has_a_reason_of_its_own() {
     }
 }
 
+/// To a port that the peer may ask.
+fn question() -> Body {
+    Body::Udp {
+        source: 4_000,
+        destination: 53,
+    }
+}
+
+/// A host that was told to heed them would send the packet on, where the policy was not asked about.
+#[test]
+fn source_routes_with_a_stop_left_are_refused() {
+    let mut kernel = kernel();
+    for (options, expected) in [
+        (&[131, 7, 4, 172, 20, 0, 9, 0][..], Err("source route")),
+        (&[137, 7, 4, 172, 20, 0, 9, 0], Err("source route")),
+        (&[1, 131, 7, 4, 172, 20, 0, 9], Err("source route")),
+        (
+            &[1, 1, 131, 11, 8, 10, 0, 0, 1, 172, 20, 9],
+            Err("source route"),
+        ),
+        (
+            &[148, 4, 0, 0, 137, 7, 4, 172, 20, 0, 9, 1],
+            Err("source route"),
+        ),
+        // At its end, and what is none: a list of hosts that were passed.
+        (&[131, 7, 8, 172, 20, 0, 9, 0], PASS),
+        (&[131, 7, 7, 172, 20, 0, 9, 0], PASS),
+        (&[131, 7, 3, 172, 20, 0, 9, 0], PASS),
+        (&[7, 7, 4, 0, 0, 0, 0, 0], PASS),
+        (&[148, 4, 0, 0], PASS),
+        (&[1; 40], PASS),
+    ] {
+        let mut packet = packet(PEER, Ingress, question());
+        packet.options = options.len();
+        let mut bytes = packet.bytes();
+        bytes[20..20 + options.len()].copy_from_slice(options);
+        assert_eq!(kernel.outcome(Ingress, &bytes), expected, "{options:?}");
+        // The same bytes are data behind the header.
+        let mut data = self::packet(PEER, Ingress, question()).bytes();
+        data.extend(options);
+        assert_eq!(kernel.outcome(Ingress, &data), PASS);
+    }
+    // At the end of the longest header.
+    let mut packet = packet(PEER, Ingress, question());
+    packet.options = 40;
+    let mut bytes = packet.bytes();
+    bytes[53..60].copy_from_slice(&[131, 7, 4, 172, 20, 0, 9]);
+    assert_eq!(kernel.outcome(Ingress, &bytes), Err("source route"));
+    for kind in [1, 2, 3, 4, 253] {
+        for (left, expected) in [
+            (0, PASS),
+            (1, Err("source route")),
+            (255, Err("source route")),
+        ] {
+            let mut packet = from_peer(true, question());
+            packet.extensions = vec![Extension::HopByHop, Extension::Routing(kind)];
+            let mut bytes = packet.bytes();
+            bytes[40 + 8 + 3] = left;
+            assert_eq!(kernel.outcome(Ingress, &bytes), expected, "{kind} {left}");
+        }
+    }
+}
+
+/// Its options too, which nobody reads here: whoever does reads past the end.
+#[test]
+fn a_tcp_header_must_be_there_to_its_end() {
+    for v6 in [false, true] {
+        let mut kernel = kernel();
+        let syn = |flags| {
+            let body = Body::Tcp {
+                source: 40_000,
+                destination: 22,
+                flags,
+            };
+            from_peer(v6, body)
+        };
+        let at = syn(SYN).header();
+        let whole = syn(SYN).bytes();
+        // Of no flow yet, and of one that stands, which goes the short way.
+        for round in 0..2 {
+            for cut in at + 14..at + 20 {
+                let outcome = kernel.outcome(Ingress, &whole[..cut]);
+                assert_eq!(outcome, Err("truncated"), "{v6} {round} {cut}");
+            }
+            for words in 6..=15_u8 {
+                let mut longer = whole.clone();
+                longer[at + 12] = words << 4;
+                assert_eq!(kernel.outcome(Ingress, &longer), Err("truncated"));
+                longer.resize(at + usize::from(words) * 4 - 1, 0);
+                assert_eq!(kernel.outcome(Ingress, &longer), Err("truncated"));
+            }
+            let mut longest = whole.clone();
+            longest[at + 12] = 15 << 4;
+            longest.resize(at + 60, 0);
+            assert_eq!(kernel.outcome(Ingress, &longest), PASS);
+            assert_eq!(kernel.outcome(Ingress, &whole), PASS);
+        }
+    }
+}
+
 #[test]
 fn a_protocol_without_a_header_needs_no_more_than_that_of_ip() {
     let mut kernel = kernel();

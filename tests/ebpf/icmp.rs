@@ -54,7 +54,9 @@ fn icmp_is_what_its_type_says() {
                 (false, 8) | (true, 128) => PASS,
                 (false, 0) | (true, 129) => NO_FLOW,
                 (false, 3 | 4 | 11 | 12) | (true, 1..=4) => Err("icmp error malformed"),
-                (false, 5 | 9 | 10) | (true, 133..=137) => Err("icmp refused"),
+                (false, 5 | 9 | 10) | (true, 133..=137 | 141 | 142 | 148 | 149 | 151..=153) => {
+                    Err("icmp refused")
+                }
                 _ => PASS,
             };
             let remembered = matches!((v6, kind), (false, 8) | (true, 128));

@@ -150,7 +150,7 @@ impl Engine {
     /// `now` is in nanoseconds of any clock that does not go back.
     pub fn judge(&mut self, direction: Direction, packet: &mut [u8], now: u64) -> Verdict {
         let length = packet.len() as u64;
-        let (facts, mut verdict) = match packet::parse(&Slice(packet), direction) {
+        let (mut facts, mut verdict) = match packet::parse(&Slice(packet), direction) {
             Ok(mut facts) => match complete(&mut facts, now, self) {
                 Ok(()) => (facts, decide(&facts, now, self)),
                 Err(reason) => (facts, Verdict::refused(reason)),
@@ -164,6 +164,9 @@ impl Engine {
         let entry = self.carry_out(&facts, &verdict, length, now);
         self.count(direction, &verdict, length);
         if let Some(kind) = verdict.event {
+            if kind == EventKind::Denied {
+                facts.forget_quoted();
+            }
             let packet = Packet {
                 key: &facts.key,
                 direction,

@@ -74,6 +74,35 @@ pub(super) fn whole<B: Bytes>(bytes: &B, end: usize) -> Result<(), DropReason> {
     }
 }
 
+/// Whether the options of an IPv4 header that ends at `end` send the packet on from where it is addressed to (RFC
+/// 791, 3.1: loose and strict source routes with a stop left).
+///
+/// Looks at every byte and not from option to option, as each step of that would be another offset for a verifier:
+/// what looks like one inside another option is taken for one.
+#[inline(always)]
+pub(super) fn has_source_route<B: Bytes>(bytes: &B, end: usize) -> bool {
+    const LOOSE: u32 = 131;
+    const STRICT: u32 = 137;
+    let mut window = 0_u64;
+    for word in 0..10 {
+        let at = 20 + word * 4;
+        if at >= end {
+            break;
+        }
+        let [next] = bytes.words_at::<1>(at).unwrap_or_default();
+        window = window << 32 | u64::from(u32::from_be(next));
+        for shift in [0, 8, 16, 24] {
+            let three = (window >> shift) as u32;
+            let (kind, length, next) = (three >> 16 & 0xff, three >> 8 & 0xff, three & 0xff);
+            // The next stop is counted from 1, and the first is the fourth byte.
+            if (kind == LOOSE || kind == STRICT) && next >= 4 && next < length {
+                return true;
+            }
+        }
+    }
+    false
+}
+
 const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
@@ -107,6 +136,9 @@ pub(super) fn extensions<B: Bytes>(
                 // Type 0 lets a sender bounce packets between nodes (RFC 5095).
                 if network.proto == ROUTING && (word >> 8) & 0xff == 0 {
                     return Err(DropReason::RoutingHeader);
+                }
+                if network.proto == ROUTING && word & 0xff != 0 {
+                    return Err(DropReason::SourceRoute);
                 }
                 network.proto = (word >> 24) as u8;
                 at += (((word >> 16) & 0xff) as usize + 1) * 8;

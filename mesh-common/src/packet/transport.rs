@@ -9,6 +9,7 @@ use crate::{Be16, DropReason, proto, tcp};
 /// Where the transport header lies; the constants let it be read by [`Bytes::words`].
 pub(super) trait Transport {
     fn load<B: Bytes, const N: usize>(&self, bytes: &B) -> Option<[u32; N]>;
+    fn start(&self) -> usize;
 }
 
 pub(super) struct Fixed<const AT: usize>;
@@ -19,12 +20,22 @@ impl<const AT: usize> Transport for Fixed<AT> {
     fn load<B: Bytes, const N: usize>(&self, bytes: &B) -> Option<[u32; N]> {
         bytes.words::<AT, N>()
     }
+
+    #[inline(always)]
+    fn start(&self) -> usize {
+        AT
+    }
 }
 
 impl Transport for Variable {
     #[inline(always)]
     fn load<B: Bytes, const N: usize>(&self, bytes: &B) -> Option<[u32; N]> {
         bytes.words_at::<N>(self.0)
+    }
+
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.0
     }
 }
 
@@ -101,6 +112,9 @@ pub(super) fn transport<B: Bytes, T: Transport>(
         let tcp = (word >> 16) as u8;
         if word >> 28 < 5 {
             return Upper::refused(DropReason::MalformedHeader);
+        }
+        if !bytes.has(at.start() + (word >> 28) as usize * 4) {
+            return Upper::refused(DropReason::Truncated);
         }
         if tcp::is_nonsense(tcp) {
             return Upper::refused(DropReason::TcpFlags);
@@ -185,8 +199,9 @@ pub(super) const fn icmp_kind(icmp: u8, message: u8, code: u8) -> Option<Kind> {
             129 => Some(Kind::EchoReply),
             2 => Some(Kind::PacketTooBig),
             1 | 3 | 4 => Some(Kind::IcmpError),
-            // Router and neighbour discovery, redirect: the mesh has no link to discover.
-            133..=137 => None,
+            // Router and neighbour discovery, redirect, also their inverse (RFC 3122), secure (RFC 3971) and
+            // multicast (RFC 4286) kinds: the mesh has no link to discover.
+            133..=137 | 141 | 142 | 148 | 149 | 151..=153 => None,
             _ => Some(Kind::Single),
         }
     }

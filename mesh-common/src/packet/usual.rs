@@ -74,7 +74,8 @@ fn usual_transport<B: Bytes, const SECOND: usize, const FLAGS: usize, const ICMP
             return false;
         };
         let word = u32::from_be(word);
-        if word >> 28 < 5 {
+        let header = (word >> 28) as usize * 4;
+        if header < 20 || !bytes.has(FLAGS - 12 + header) {
             return false;
         }
         Upper {

@@ -135,11 +135,8 @@ fn a_denial_says_all_of_its_packets() {
         (
             Ingress,
             error.bytes(),
-            same(3, 6, 0, DropReason::IcmpErrorUnknownFlow),
-            FlowKey {
-                remote: IpAddr::from(OTHER).into(),
-                ..at(8_080, 50_000, 6)
-            },
+            same(3, 1, 0, DropReason::IcmpErrorUnknownFlow),
+            at(0, 0, 1),
             0,
         ),
         (
@@ -311,12 +308,16 @@ fn an_error_about_anothers_flow_is_the_senders() {
         let [event] = kernel.events()[..] else {
             panic!("one event");
         };
-        let about = FlowKey {
-            remote: IpAddr::from(PEER).into(),
-            ..key()
+        // What it is itself, not what it speaks of.
+        let own = FlowKey {
+            remote: IpAddr::from(OTHER).into(),
+            local: IpAddr::from(ME).into(),
+            proto: 1,
+            ..FlowKey::NONE
         };
         assert_eq!((event.peer, event.remote), (3, sender.identity));
-        assert_eq!((event.key, event.local), (about, Identity(16)));
+        assert_eq!((event.key, event.local), (own, Identity(16)));
+        assert_eq!(event.tcp, 3, "the type");
         kernel.apply(&revoked());
     }
 }

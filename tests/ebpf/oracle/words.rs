@@ -136,7 +136,7 @@ pub(super) fn readable(packet: &Packet) -> Outcome {
             let refused: &[u8] = if packet.is_v4() {
                 &[5, 9, 10]
             } else {
-                &[133, 134, 135, 136, 137]
+                &[133, 134, 135, 136, 137, 141, 142, 148, 149, 151, 152, 153]
             };
             if refused.contains(kind) {
                 return Err("icmp refused");
