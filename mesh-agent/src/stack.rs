@@ -169,7 +169,7 @@ fn not_ready(error: &anyhow::Error) -> Condition {
     Condition {
         severity: Severity::Error,
         text: format!("the mesh's interface cannot be made: {}", brief(error)),
-        next_step: "the agent keeps trying; it needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and /dev/net/tun",
+        next_step: "the agent keeps trying; it needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON, /dev/net/tun, and the interface's name for itself",
     }
 }
 

@@ -58,6 +58,9 @@ fn target(text: &str) -> Result<(String, u16, u8), Failed> {
         _ => (place, 0),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Err(usage("no host"));
+    }
     Ok((host.to_owned(), port, proto))
 }
 
@@ -186,6 +189,8 @@ mod tests {
             "node",
             "node:22",
             "node/tcp",
+            ":22/tcp",
+            "/icmp",
             "node:x/tcp",
             "node:22/qqq",
             "node:22/47",
