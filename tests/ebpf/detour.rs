@@ -128,6 +128,11 @@ fn routing_headers_that_lead_to_us_are_dropped() {
     );
     let frame = with(43, &[&routing(17, 4, 1, &[others; 17])]);
     check(&kernel, &frame, DROP, "seventeen stops");
+    for stop in [others, [0; 16]] {
+        let frame = with(43, &[&routing(17, 4, 1, &[stop])]);
+        let what = "before anybody has told it ours";
+        check(&Kernel::new(), &frame, NEXT, what);
+    }
 }
 
 #[test]
