@@ -1,8 +1,8 @@
 //! What the packet filter's tables must hold, and the steps from one content to the next.
 //!
-//! The kernel has no transaction over several maps. A policy is swapped in as a whole, but who stands
-//! behind an address lies in other maps, and an identity's number means something only beside the
-//! policy that it was compiled with. So every map has two sides, of which one is in use: a change is written
+//! The kernel has no transaction over several maps. A policy is one of them, but who stands behind an
+//! address lies in others, and an identity's number means something only beside the policy that it was
+//! compiled with. So every map has two sides, of which one is in use: a change is written
 //! into the other, and one word, the generation, puts that in use everywhere. No packet meets half of each,
 //! and whom both contents let pass passes in between.
 

@@ -1,4 +1,4 @@
-//! The tables under the programs: swapped whole, bounded, reviewed, asked without a trace.
+//! The tables under the programs: put in force as a whole, bounded, reviewed, asked without a trace.
 
 use aya::programs::SchedClassifier;
 use mesh_agent::dataplane::Only;

@@ -241,8 +241,9 @@ impl Dataplane {
     /// the packet path honours timeouts by itself, this frees their memory. And does what the last change
     /// has left for later.
     pub fn sweep(&mut self) -> Result<usize, ApplyError> {
-        self.kernel.catch_up()?;
-        self.kernel.sweep()
+        let caught_up = self.kernel.catch_up();
+        let swept = self.kernel.sweep();
+        caught_up.and(swept)
     }
 
     /// Whether the last sweep found so many established flows that no more are taken in.
