@@ -51,13 +51,22 @@ impl IdentityEntry {
 
 const _: () = assert!(size_of::<IdentityEntry>() == 12);
 
+/// Of everything that a change of policy changes: the one in use, and the other.
+pub const SIDES: u32 = 2;
+
+/// The side that is in use at a generation.
+#[inline(always)]
+pub const fn side(generation: u32) -> u32 {
+    generation % SIDES
+}
+
 /// What two policies after each other say of an address or a prefix: the value of `id_exact` and `id_cidr`.
 ///
-/// A number means something only beside the policy that it was compiled with, and both are chosen by the lowest bit
-/// of the generation. The side that is not in use is written for the generation to come.
+/// A number means something only beside the policy that it was compiled with, and both are chosen by the
+/// generation. The side that is not in use is written for the generation to come.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Sides([IdentityEntry; 2]);
+pub struct Sides([IdentityEntry; SIDES as usize]);
 
 impl Sides {
     pub const fn both(entry: IdentityEntry) -> Self {
@@ -66,16 +75,15 @@ impl Sides {
 
     /// `after` from `generation` on, and until then `before`.
     pub const fn turn(generation: u32, before: IdentityEntry, after: IdentityEntry) -> Self {
-        if generation & 1 == 0 {
-            Self([after, before])
-        } else {
-            Self([before, after])
+        match side(generation) {
+            0 => Self([after, before]),
+            _ => Self([before, after]),
         }
     }
 
     #[inline(always)]
     pub const fn at(&self, generation: u32) -> &IdentityEntry {
-        &self.0[(generation & 1) as usize]
+        &self.0[side(generation) as usize]
     }
 }
 

@@ -28,7 +28,7 @@ pub mod tcp;
 pub mod verdict;
 
 pub use addr::{Address, Be16, Be32};
-pub use identity::{Identity, IdentityEntry, Sides, next_generation};
+pub use identity::{Identity, IdentityEntry, SIDES, Sides, next_generation, side};
 pub use packet::Facts;
 pub use policy::{Direction, PolicyEntry, PolicyKey, RuleId};
 pub use reason::DropReason;

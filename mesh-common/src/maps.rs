@@ -9,6 +9,8 @@ use crate::event::{DenyEntry, DenyKey, EventKind};
 use crate::flow::{Flow, FragmentEntry, FragmentKey};
 use crate::half_open;
 use crate::place::{Place, Secret};
+#[cfg(doc)]
+use crate::side;
 use crate::{Address, Direction, DropReason, Sides};
 
 /// Raised with every change to a type of this crate that a map holds.
@@ -93,12 +95,13 @@ impl core::fmt::Display for Shape {
     }
 }
 
+/// Times what may be in them, the kernel's maps of identities and of rules have room for: of two contents, while one
+/// follows the other.
+pub const ROOM: u32 = 2;
 /// Addresses of nodes: one per family, so 32,768 peers.
 pub const ID_EXACT_CAPACITY: u32 = 65_536;
 /// Subnet routes.
 pub const ID_CIDR_CAPACITY: u32 = 16_384;
-/// Policies in `pol`: see [`Config::generation`].
-pub const POLICIES: u32 = 2;
 /// Rows of one policy; memory is taken only for what is there.
 pub const POLICY_CAPACITY: u32 = 262_144;
 /// Of the map of a policy: `BPF_F_MMAPABLE` (Linux 5.5), which also puts each of its buckets on a cache line
@@ -128,7 +131,7 @@ const _: () = assert!(EventKind::ALL.len() as u32 <= EVENT_SLOTS);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Config {
-    /// Raised by every change that can change a verdict; 0 until the first policy is loaded. Its lowest bit says
+    /// Raised by every change that can change a verdict; 0 until the first policy is loaded. [`side`] of it says
     /// which of two policies and of two [`Sides`] is in use, so that one word changes both at once.
     pub generation: u32,
     /// [`Config::LOG`], [`Config::OBSERVE`].

@@ -180,7 +180,8 @@ impl Facts {
         }
     }
 
-    /// Makes of the flow that an ICMP error speaks of what the error itself is: who refuses it tells of that.
+    /// Puts the ICMP error itself, and who is its far end, in the place of the flow that it speaks of: who refuses
+    /// it tells of that. The near end stays the flow's, which is its own unless it comes from a router.
     #[inline(always)]
     pub const fn forget_quoted(&mut self) {
         if self.kind.is_error() {

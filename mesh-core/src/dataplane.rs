@@ -185,8 +185,8 @@ pub fn prefix(net: IpNet) -> Prefix {
     }
 }
 
-/// One step from one content to the next. All of them write where no packet looks yet; raising the generation
-/// then puts it in use, as a whole ([`mesh_common::Sides`]).
+/// One step from one content to the next. Rows and identities are written where no packet looks yet; raising the
+/// generation then puts them in use, as a whole ([`mesh_common::Sides`]), and the settings with them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum TableOp {
     SetRow(PolicyPrefix, PolicyEntry),

@@ -212,15 +212,15 @@ impl FlowLog {
         }
     }
 
-    /// One established flow, in a walk over all of them.
-    pub fn handle_flow(&mut self, key: FlowKey, entry: &FlowEntry) {
+    /// One established flow, in a walk over all of them. `now` is of the packet path's clock.
+    pub fn handle_flow(&mut self, key: FlowKey, entry: &FlowEntry, now: u64) {
         let Some(known) = self.handle_look(key, entry) else {
             return;
         };
         let time = entry.state.last_seen;
         let denied = entry.state.flags & flags::DENIED != 0;
         match known.stand {
-            Stand::Running if denied => self.tell(&key, Kind::Revoked, time),
+            Stand::Running if denied => self.tell(&key, Kind::Revoked, now),
             Stand::Running if entry.state.is_closing() => self.close(key, time),
             Stand::Running if known.told != Some(known.record.bytes) => {
                 self.tell(&key, Kind::Active, time);
@@ -232,9 +232,9 @@ impl FlowLog {
 
     /// One flow that nobody has answered: of interest only if its opening was told, because a flood
     /// leaves many.
-    pub fn handle_half_open(&mut self, key: FlowKey, entry: &FlowEntry) {
+    pub fn handle_half_open(&mut self, key: FlowKey, entry: &FlowEntry, now: u64) {
         if self.flows.contains_key(&key) {
-            self.handle_flow(key, entry);
+            self.handle_flow(key, entry, now);
         }
     }
 
@@ -250,21 +250,20 @@ impl FlowLog {
         }
     }
 
-    /// A change of the policy, begun at `since`, has ended a flow that stood until `now`; both are of the packet
-    /// path's clock.
-    pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, since: u64, now: u64) {
+    /// A change of the policy has ended a flow, between these two times of the packet path's clock.
+    pub fn handle_ended(&mut self, key: FlowKey, entry: &FlowEntry, [since, until]: [u64; 2]) {
         let Some(known) = self.handle_look(key, entry) else {
             return;
         };
         let is_news = match known.stand {
             Stand::Running => true,
             // Revoked before, it was allowed again, of which an event is on its way; but not if it is this very
-            // change of which its own packet has told.
+            // change of which its own packet has told, or a walk.
             Stand::Revoked => known.revoked < since,
             Stand::Closing | Stand::Closed => false,
         };
         if is_news {
-            self.tell(&key, Kind::Revoked, now);
+            self.tell(&key, Kind::Revoked, until);
         }
     }
 

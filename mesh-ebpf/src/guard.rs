@@ -82,7 +82,8 @@ pub fn run(ctx: &TcContext) -> i32 {
     let Some(config) = CFG.get(0) else {
         return DROP;
     };
-    // Two addresses and no table of them: whatever else the host receives pays for this too.
+    // Two addresses, and a table only of what is from the mesh's pool: whatever else the host receives pays for this
+    // too.
     let is_ours = |address: &Address| {
         let own = if address.is_mapped() {
             &config.own_v4
@@ -126,7 +127,7 @@ pub fn run(ctx: &TcContext) -> i32 {
 /// Whether another node has this very address of the pool.
 #[inline(always)]
 fn is_peer(address: &Address, generation: u32) -> bool {
-    // SAFETY: the entry is read at once; user space replaces entries whole.
+    // SAFETY: the entry is read at once.
     unsafe { ID_EXACT.get(address) }.is_some_and(|sides| sides.at(generation).peer != 0)
 }
 

@@ -10,26 +10,26 @@ use mesh_common::flow::{Flow, FragmentEntry, FragmentKey};
 use mesh_common::half_open::{SETS, Set};
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Place;
-use mesh_common::{Address, Sides};
+use mesh_common::{Address, SIDES, Sides};
 
 #[map(name = "cfg")]
 pub static CFG: Array<Config> = Array::with_max_entries(1, 0);
 
 #[map(name = "id_exact")]
 pub static ID_EXACT: HashMap<Address, Sides> =
-    HashMap::with_max_entries(maps::ID_EXACT_CAPACITY, 0);
+    HashMap::with_max_entries(maps::ROOM * maps::ID_EXACT_CAPACITY, BPF_F_NO_PREALLOC);
 
 #[map(name = "id_cidr")]
 pub static ID_CIDR: lpm_trie::LpmTrie<Address, Sides> =
-    lpm_trie::LpmTrie::with_max_entries(maps::ID_CIDR_CAPACITY, BPF_F_NO_PREALLOC);
+    lpm_trie::LpmTrie::with_max_entries(maps::ROOM * maps::ID_CIDR_CAPACITY, BPF_F_NO_PREALLOC);
 
 /// Two policies, each in a map of its own: user space fills the one that is not in use.
 ///
 /// Its slots are a [`mesh_common::policy::Bucket`] word by word. Before 6.2 the kernel takes a map whose
 /// type information names a struct for another kind than user space's, which has none (`timer_off` in
-/// `bpf_map_meta_equal`), and refuses the swap.
+/// `bpf_map_meta_equal`), and refuses it.
 #[btf_map(name = "pol")]
-pub static POL: ArrayOfMaps<Policy, { maps::POLICIES as usize }> = ArrayOfMaps::new();
+pub static POL: ArrayOfMaps<Policy, { SIDES as usize }> = ArrayOfMaps::new();
 
 type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 
@@ -49,7 +49,7 @@ pub static FRAG: LruHashMap<FragmentKey, FragmentEntry> =
 /// Only rules that user space has put here are counted.
 #[map(name = "rule_ctr")]
 pub static RULE_CTR: PerCpuHashMap<u32, Count> =
-    PerCpuHashMap::with_max_entries(maps::RULE_CAPACITY, BPF_F_NO_PREALLOC);
+    PerCpuHashMap::with_max_entries(maps::ROOM * maps::RULE_CAPACITY, BPF_F_NO_PREALLOC);
 
 #[map(name = "reason_ctr")]
 pub static REASON_CTR: PerCpuArray<Count> = PerCpuArray::with_max_entries(maps::REASON_SLOTS, 0);

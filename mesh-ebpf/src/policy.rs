@@ -1,8 +1,7 @@
 //! The policy's table, asked.
 
-use mesh_common::maps::POLICIES;
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest};
-use mesh_common::{Be16, Be32, PolicyEntry, PolicyKey};
+use mesh_common::{Be16, Be32, PolicyEntry, PolicyKey, side};
 
 use crate::maps::POL;
 
@@ -41,7 +40,7 @@ extern "C" fn policy_entry(remote: u32, local: u32, about: u32, generation: u32)
 #[unsafe(no_mangle)]
 extern "C" fn policy_row(ends: u64, about: u32, generation: u32) -> u64 {
     let at = RowKey { ends, about };
-    let row = match POL.get(generation % POLICIES) {
+    let row = match POL.get(side(generation)) {
         Some(slots) => find(&at, |slot| slots.get(slot).map(of_words)),
         None => Row::NOTHING,
     };

@@ -1,7 +1,7 @@
 //! The maps as [`decide`](mesh_common::decide) asks for them, and its effects carried out.
 //!
 //! The generation is read before anything that it vouches for is looked up, and stamped into whatever is written: a
-//! swap of the policy in between makes the entry stale, never wrong.
+//! change of the policy in between makes the entry stale, never wrong.
 
 use core::mem::MaybeUninit;
 
@@ -195,7 +195,8 @@ pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
 /// Who stands behind an address: its own entry, else the longest prefix's.
 #[inline(always)]
 fn identity<'a>(address: &Address, asked: &'a Asked) -> &'a IdentityEntry {
-    // SAFETY: the entry is copied at once; user space replaces entries whole.
+    // SAFETY: the entry is copied at once. User space replaces entries, but the kernel may give what it has replaced
+    // to the next one before we have copied it, where this CPU stands still for as long.
     let exact = unsafe { ID_EXACT.get(address) };
     match exact.or_else(|| ID_CIDR.get(Key::new(128, *address))) {
         Some(sides) => sides.at(asked.generation),

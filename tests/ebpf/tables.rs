@@ -6,7 +6,8 @@ use mesh_common::addr::Prefix;
 use mesh_common::flow::{FlowEntry, FlowKey};
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{
-    Address, Be16, DropReason, IdentityEntry, PolicyEntry, PolicyKey, Sides, maps, next_generation,
+    Address, Be16, Be32, DropReason, IdentityEntry, PolicyEntry, PolicyKey, Sides, maps,
+    next_generation,
 };
 use mesh_core::dataplane::why::Question;
 use mesh_core::dataplane::{Tables, reconcile};
@@ -81,6 +82,71 @@ fn a_full_table_keeps_the_policy_before_and_says_the_number() {
         !kernel.run(Direction::Egress, &ack).0,
         "and the next that fits is taken"
     );
+}
+
+/// Here because somebody else's entries fill the map.
+#[test]
+fn a_change_that_fails_half_way_changes_nothing_and_may_be_made_again() {
+    let mut kernel = Kernel::new();
+    kernel.apply(&tables());
+    let host = |number: u32| {
+        let address = std::net::Ipv6Addr::from(u128::from(number) | 0xfe << 120);
+        Address::from(std::net::IpAddr::from(address))
+    };
+    let mut exact: Table<Address, Sides> = kernel.pinned(maps::ID_EXACT);
+    let strays = maps::ROOM * maps::ID_EXACT_CAPACITY - 5 - 2;
+    for number in 0..strays {
+        exact.insert(host(number), Sides::default(), 0).unwrap();
+    }
+    let mut more = tables();
+    for number in 0..4 {
+        let entry = IdentityEntry {
+            identity: Identity(18),
+            flags: 0,
+            peer: 2,
+        };
+        let prefix = Prefix {
+            len: 128,
+            address: host(u32::MAX - number),
+        };
+        more.identities.insert(prefix, entry);
+    }
+    // In the second one everybody has another number.
+    let mut renamed = more.clone();
+    for entry in renamed.identities.values_mut() {
+        entry.identity.0 += 100;
+    }
+    renamed.rows = renamed
+        .rows
+        .into_iter()
+        .map(|(mut prefix, entry)| {
+            let shifted = |number: Be32| Be32::new(number.get() + 100);
+            prefix.key.remote = shifted(prefix.key.remote);
+            prefix.key.local = shifted(prefix.key.local);
+            (prefix, entry)
+        })
+        .collect();
+    let syn = |port| tcp_between(PEER, [port, 22], Direction::Ingress, SYN);
+    for port in 1..4 {
+        for tables in [&more, &renamed] {
+            let error = kernel.dataplane().apply(tables).unwrap_err();
+            assert_eq!(error.to_string(), "write who stands behind a prefix");
+        }
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+    }
+    // What was before fits still, and is taken.
+    kernel.apply(&tables());
+    assert_eq!(kernel.outcome(Direction::Ingress, &syn(4)), PASS);
+    for number in 0..strays {
+        exact.remove(&host(number)).unwrap();
+    }
+    for (port, tables) in [(5, &renamed), (6, &more), (7, &tables())] {
+        kernel.apply(tables);
+        assert_eq!(kernel.outcome(Direction::Ingress, &syn(port)), PASS);
+        let held = tables.identities.keys().filter(|prefix| prefix.len == 128);
+        kernel.dataplane().sweep().unwrap();
+        assert_eq!(exact.keys().count(), held.count());
+    }
 }
 
 #[test]

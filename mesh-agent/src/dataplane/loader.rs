@@ -18,7 +18,7 @@ use mesh_common::maps::{self, PINNED};
 use mesh_core::dataplane::Tables;
 use mesh_core::dataplane::vigil::{Lapse, Standing};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::attach::{self, Chain, Hook, Way};
 use super::clock::Clock;
@@ -139,9 +139,10 @@ impl Dataplane {
     }
 
     /// Makes the tables what they should be, and every running flow be judged anew. On an error the
-    /// old policy stands, and who was being renamed is nobody.
+    /// old policy stands.
     ///
-    /// Blocks for some tens of milliseconds: the kernel waits until no CPU uses the old policy.
+    /// Blocks for some tens of milliseconds where the change before is not made on both sides yet: the kernel
+    /// waits until no CPU uses the policy before that.
     pub fn apply(&mut self, tables: &Tables) -> Result<(), ApplyError> {
         self.kernel.apply(tables)?;
         if self.earlier.is_empty() {
@@ -187,8 +188,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Keeps packets for this node's mesh addresses from coming in on these interfaces: all but the
-    /// mesh's own; loopback is left out. Told the whole set each time. An interface that is gone is no error.
+    /// Keeps packets for this node's mesh addresses, and from those of the mesh, from coming in on these interfaces:
+    /// all but the mesh's own; loopback is left out. Told the whole set each time. An interface that is gone is no error.
     pub fn guard<'a>(
         &mut self,
         interfaces: impl IntoIterator<Item = &'a str>,
@@ -255,6 +256,10 @@ impl Dataplane {
     /// with what was applied, after every change: packets of such flows are dropped in any case, this tells of those
     /// that send none.
     pub fn review(&mut self, tables: &Tables) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
+        // No packet is under way any more that would open a flow by the policy before.
+        if let Err(error) = self.kernel.catch_up() {
+            warn!(%error, "make the change of the policy on the other side");
+        }
         let revoke = classifier(&mut self.ebpf, REVOKE).map_err(ApplyError::Load)?;
         self.kernel.review(tables, revoke)
     }
@@ -278,7 +283,12 @@ impl Dataplane {
             half_open.entries = self.kernel.flows(Stage::HalfOpen)?.len() as u64;
             half_open.capacity *= WAYS as u64;
         }
-        // That one holds but the map that holds the policy in use.
+        for usage in &mut usage {
+            if matches!(usage.map, maps::ID_EXACT | maps::ID_CIDR | maps::RULE_CTR) {
+                usage.capacity /= u64::from(maps::ROOM);
+            }
+        }
+        // That one holds but the maps that hold the policies.
         let policy = usage.iter_mut().find(|usage| usage.map == maps::POL);
         if let Some(policy) = policy {
             let (rows, tables) = self.kernel.policies();

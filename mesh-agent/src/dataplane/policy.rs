@@ -1,6 +1,6 @@
 //! One policy in a map of its own.
 //!
-//! Another takes its place as a whole, so it is as large as what it holds asks for, and nobody looks
+//! There are two, of which one is in use: the other is as large as what it holds asks for, and nobody looks
 //! into it while it is written.
 
 use std::io;

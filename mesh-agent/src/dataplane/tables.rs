@@ -21,7 +21,7 @@ use mesh_common::flow::PICKUP;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Secret;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, RuleId, Sides, next_generation};
+use mesh_common::{Address, RuleId, Sides, next_generation, side};
 use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, Turn, layout, reconcile};
 use rand_core::{OsRng, RngCore as _};
 
@@ -242,12 +242,12 @@ impl Kernel {
             ..Change::default()
         };
         let generation = next_generation(self.config.generation);
-        // If we come no further: the side that is not in use is to be as the other.
         let prefixes = ops.iter().filter_map(|op| match op {
             TableOp::Identify(prefix, _) => Some(*prefix),
             _ => None,
         });
         change.prefixes = prefixes.collect();
+        // If we come no further, what was begun on the other side is undone: there, too, they are what is in use.
         self.behind = Some(Change {
             prefixes: change.prefixes.clone(),
             ..Change::default()
@@ -326,11 +326,16 @@ impl Kernel {
 
     fn repeat(&mut self, change: &Change) -> Result<(), ApplyError> {
         sys::maps::wait_for_programs().map_err(ApplyError::at("wait for packets under way"))?;
-        for prefix in &change.prefixes {
-            match self.observed.identities.get(prefix) {
-                Some(entry) => self.identify(prefix, Sides::both(*entry))?,
-                None => self.forget(prefix)?,
-            }
+        let (used, gone): (Vec<&Prefix>, Vec<_>) = change
+            .prefixes
+            .iter()
+            .partition(|prefix| self.observed.identities.contains_key(*prefix));
+        // First, as it makes room.
+        for prefix in gone {
+            self.forget(prefix)?;
+        }
+        for prefix in used {
+            self.identify(prefix, Sides::both(self.observed.identities[prefix]))?;
         }
         for rule in &change.rules {
             let removed = self.rule_ctr.remove(&rule.0);
@@ -358,7 +363,7 @@ impl Kernel {
         }
         let all = layout(desired.rows.keys(), &desired.rows);
         let made = Policy::of(&all).map_err(ApplyError::at("make a map for the policy"))?;
-        let slot = generation % maps::POLICIES;
+        let slot = side(generation);
         self.outer
             .set(slot, made.map(), 0)
             .map_err(ApplyError::at("put the policy beside the one in use"))?;

@@ -26,6 +26,8 @@ use crate::wg::{Backend, Interface};
 
 /// How often flows are swept.
 const FILTER_TICK: Duration = Duration::from_secs(5);
+/// Of the packet path's clock, or more.
+const TICK: Duration = Duration::from_millis(10);
 /// How often the device is compared with its plan, in case somebody ran `wg set`.
 const PEERS_TICK: Duration = Duration::from_secs(30);
 
@@ -187,12 +189,14 @@ impl Filter {
         }
         // Forgotten first: after an error nobody knows what is loaded, or reviewed.
         self.loaded = None;
-        let since = self.enforcer.clock();
+        // A tick before: packets are stamped by one that began at another moment.
+        let since = self.enforcer.clock().saturating_sub(TICK);
         self.enforcer.apply(tables)?;
         let flows = self.enforcer.review(tables)?;
         self.loaded = Some(tables.clone());
         tracing::debug!(flows = flows.len(), "flows that the policy ends");
-        let ended = Ended { since, flows };
+        let between = [since, self.enforcer.clock()];
+        let ended = Ended { between, flows };
         // Without a reader nobody wants to know.
         let _ = self.ended.send(ended).await;
         Ok(())

@@ -29,7 +29,7 @@ use crate::wg::{self, Backend, Choice, Judgement};
 const ASKING_PORT: u16 = 9;
 
 /// What goes with the programs beside speed.
-const UNGUARDED: &str = ", and packets for this node's mesh addresses that come in on other interfaces are not dropped (CVE-2019-14899)";
+const UNGUARDED: &str = ", and packets for this node's mesh addresses, or from those of peers, that come in on other interfaces are not dropped (CVE-2019-14899)";
 
 /// How long the programs are left to others while many guards are hung.
 const TURN: Duration = Duration::from_millis(1);

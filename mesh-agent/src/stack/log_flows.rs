@@ -25,8 +25,8 @@ const DRIFT: Duration = Duration::from_millis(100);
 
 /// Flows that a change of the policy has ended.
 pub(super) struct Ended {
-    /// When it was begun, by the packet path's clock.
-    pub(super) since: Duration,
+    /// When it was begun and when it was made, by the packet path's clock.
+    pub(super) between: [Duration; 2],
     pub(super) flows: Vec<(FlowKey, FlowEntry)>,
 }
 
@@ -78,16 +78,20 @@ impl Feed {
         let (mut walk, mut close) = (every(WALK), every(CLOSE));
         let mut is_over = false;
         while !is_over {
-            // What is seldom goes first: of flows that an edit has ended a walk would not know when, and under a
-            // flood there is always one more event.
+            // In this order, because of flows that an edit has ended a walk would not know when, and of those that
+            // are over not when they were opened. Of events there are no more than there are tokens for.
             tokio::select! {
                 biased;
                 Some(ended) = ended.recv() => {
-                    let since = nanoseconds(ended.since);
+                    let between = ended.between.map(nanoseconds);
                     for (key, entry) in &ended.flows {
-                        machine.handle_ended(*key, entry, since, self.now());
+                        machine.handle_ended(*key, entry, between);
                     }
                 }
+                event = events.recv() => match event {
+                    Some(event) => machine.handle_event(&event),
+                    None => return,
+                },
                 Some(asked) = asked.recv() => {
                     // Nobody may wait for it any more.
                     let _ = asked.send(self.usage(&mut machine, &names));
@@ -111,10 +115,6 @@ impl Feed {
                     }
                     Err(error) => tracing::warn!(error = brief(&error), "read the flows"),
                 },
-                event = events.recv() => match event {
-                    Some(event) => machine.handle_event(&event),
-                    None => return,
-                },
             }
             if let Some(plan) = &*self.plans.borrow() {
                 names.take(&plan.netmap);
@@ -129,10 +129,10 @@ impl Feed {
 
     fn walk(&self, machine: &mut flow::FlowLog) -> anyhow::Result<()> {
         for (key, entry) in self.enforcer.flows(Stage::Established)? {
-            machine.handle_flow(key, &entry);
+            machine.handle_flow(key, &entry, self.now());
         }
         for (key, entry) in self.enforcer.flows(Stage::HalfOpen)? {
-            machine.handle_half_open(key, &entry);
+            machine.handle_half_open(key, &entry, self.now());
         }
         machine.handle_walked(self.now());
         machine.handle_denials(self.enforcer.denials()?.into_iter());

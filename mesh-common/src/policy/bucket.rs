@@ -1,8 +1,8 @@
 //! Rows in buckets of one cache line: what a new flow asks for is found in one miss.
 //!
 //! A hash map of the kernel costs two, one for the bucket and one for the element, and the hashing of a
-//! helper on top. Here the agent fills an array that nobody looks into yet and then gives it to the
-//! programs whole, so no look-up ever meets a change.
+//! helper on top. Here the agent fills an array that nobody looks into, until the generation says that it is in
+//! use, so no look-up ever meets a change.
 //!
 //! A row that finds its bucket full goes on to another, and is counted in each that it passed over
 //! ([`Bucket::beyond`]); so a look-up knows where to stop, and a row that goes leaves no trace.

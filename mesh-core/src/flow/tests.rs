@@ -75,18 +75,18 @@ fn a_flow_is_told_of_from_its_first_packet_to_its_end() {
         told(&mut log),
         [(Kind::Opened, [60, 0]), (Kind::Confirmed, [60, 0])]
     );
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     log.handle_walked(40);
     assert_eq!(told(&mut log), [(Kind::Active, [100, 50])]);
     // Nothing moved: nothing to tell.
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     log.handle_walked(50);
     assert_eq!(told(&mut log), []);
 }
 
 /// A flow that its ends close at 20, after `bytes` of the opener's.
 fn closed(log: &mut FlowLog, bytes: u64) {
-    log.handle_flow(key(22), &entry(bytes, 0));
+    log.handle_flow(key(22), &entry(bytes, 0), 30);
     log.handle_event(&event(EventKind::Closed, 22));
 }
 
@@ -107,7 +107,7 @@ fn a_close_is_told_once_with_the_packets_that_follow_it() {
     assert_eq!((record.bytes, record.packets), ([152, 50], [2, 1]));
     // The table holds it for a while, and then does not.
     for _ in 0..2 {
-        log.handle_flow(key(22), &last);
+        log.handle_flow(key(22), &last, 30);
         log.handle_walked(60);
     }
     log.handle_walked(70);
@@ -134,7 +134,7 @@ fn a_close_is_told_whoever_finds_it_first() {
     assert_eq!(log.poll_closed(u64::MAX), None);
     // No event told of it.
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, BOTH_FINS));
+    log.handle_flow(key(22), &entry(100, BOTH_FINS), 30);
     assert!(log.poll_closed(u64::MAX).is_some());
     log.handle_closed(key(22), Some(&entry(100, BOTH_FINS)));
     assert_eq!(told(&mut log), [(Kind::Closed, [100, 50])]);
@@ -156,7 +156,7 @@ fn the_same_ports_opened_again_are_another_flow() {
         [(Kind::Closed, [100, 50]), (Kind::Opened, [60, 0])]
     );
     // The table holds both for a moment, and events may have waited.
-    log.handle_flow(key(22), &entry(100, BOTH_FINS));
+    log.handle_flow(key(22), &entry(100, BOTH_FINS), 30);
     log.handle_event(&event(EventKind::Closed, 22));
     assert_eq!(log.poll_closed(u64::MAX), None);
     assert_eq!(told(&mut log), []);
@@ -165,7 +165,7 @@ fn the_same_ports_opened_again_are_another_flow() {
         opened: 17,
         ..entry(300, 0)
     };
-    log.handle_flow(key(22), &third);
+    log.handle_flow(key(22), &third, 30);
     assert_eq!(
         told(&mut log),
         [(Kind::Idle, [60, 0]), (Kind::Active, [300, 50])]
@@ -182,7 +182,7 @@ fn what_a_peer_has_used_does_not_shrink() {
     log.handle_usage(key(22), &entry(100, 0));
     assert_eq!(bytes(&log), [100, 50]);
     assert_eq!(told(&mut log), [(Kind::Opened, [60, 0])]);
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     assert_eq!(told(&mut log), [(Kind::Active, [100, 50])]);
     // An event that waited.
     log.handle_event(&event(EventKind::Confirmed, 22));
@@ -215,7 +215,7 @@ fn what_a_peer_has_used_does_not_shrink() {
 #[test]
 fn a_flow_that_vanishes_has_ended_in_silence() {
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     log.handle_walked(40);
     log.handle_walked(50);
     assert_eq!(
@@ -227,9 +227,9 @@ fn a_flow_that_vanishes_has_ended_in_silence() {
 #[test]
 fn flows_end_with_the_filter() {
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, 0));
-    log.handle_flow(key(23), &entry(100, BOTH_FINS));
-    log.handle_flow(key(24), &entry(100, flags::DENIED));
+    log.handle_flow(key(22), &entry(100, 0), 30);
+    log.handle_flow(key(23), &entry(100, BOTH_FINS), 30);
+    log.handle_flow(key(24), &entry(100, flags::DENIED), 30);
     told(&mut log);
     log.handle_over(40);
     assert_eq!(
@@ -245,8 +245,8 @@ fn one_way_flows_go_on_being_told_of_and_a_flood_of_them_is_not() {
     let mut log = FlowLog::default();
     log.handle_event(&event(EventKind::Opened, 514));
     for bytes in [100, 200] {
-        log.handle_half_open(key(514), &entry(bytes, 0));
-        log.handle_half_open(key(515), &entry(bytes, 0));
+        log.handle_half_open(key(514), &entry(bytes, 0), 30);
+        log.handle_half_open(key(515), &entry(bytes, 0), 30);
         log.handle_walked(40);
     }
     assert_eq!(
@@ -262,18 +262,18 @@ fn one_way_flows_go_on_being_told_of_and_a_flood_of_them_is_not() {
 #[test]
 fn a_revoked_flow_is_told_of_once_whoever_finds_it() {
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     told(&mut log);
-    log.handle_ended(key(22), &entry(100, flags::DENIED), 34, 35);
+    log.handle_ended(key(22), &entry(100, flags::DENIED), [34, 35]);
     log.handle_event(&event(EventKind::Revoked, 22));
-    log.handle_flow(key(22), &entry(160, flags::DENIED));
+    log.handle_flow(key(22), &entry(160, flags::DENIED), 30);
     log.handle_walked(40);
     log.handle_walked(50);
     assert_eq!(told(&mut log), [(Kind::Revoked, [100, 50])]);
     // Allowed again in time, it is a flow like any other.
     let mut log = FlowLog::default();
     log.handle_event(&event(EventKind::Revoked, 22));
-    log.handle_flow(key(22), &entry(200, 0));
+    log.handle_flow(key(22), &entry(200, 0), 30);
     assert_eq!(
         told(&mut log),
         [(Kind::Revoked, [60, 0]), (Kind::Active, [200, 50])]
@@ -360,7 +360,7 @@ fn a_count_that_wraps_goes_on() {
             opened,
             ..entry(bytes, 0)
         };
-        log.handle_flow(key(22), &counted);
+        log.handle_flow(key(22), &counted, 30);
         std::iter::from_fn(|| log.poll_record())
             .last()
             .unwrap()
@@ -394,10 +394,10 @@ fn what_was_told_late_does_not_revoke_a_flow_twice() {
     };
     let denied = entry(100, flags::DENIED);
     let mut log = FlowLog::default();
-    log.handle_ended(key(22), &denied, 34, 35);
+    log.handle_ended(key(22), &denied, [34, 35]);
     log.handle_event(&at(EventKind::Opened, 20));
     log.handle_event(&at(EventKind::Confirmed, 21));
-    log.handle_flow(key(22), &denied);
+    log.handle_flow(key(22), &denied, 90);
     let kinds = |log: &mut FlowLog| -> Vec<_> {
         std::iter::from_fn(|| log.poll_record())
             .map(|record| (record.kind, record.time))
@@ -412,14 +412,19 @@ fn what_was_told_late_does_not_revoke_a_flow_twice() {
         ]
     );
     // Allowed again at 50, which nobody has heard of, and revoked again.
-    log.handle_ended(key(22), &denied, 60, 61);
+    log.handle_ended(key(22), &denied, [60, 61]);
     log.handle_event(&at(EventKind::Opened, 50));
-    log.handle_flow(key(22), &denied);
+    log.handle_flow(key(22), &denied, 90);
     assert_eq!(kinds(&mut log), [(Kind::Revoked, 61), (Kind::Opened, 50)]);
     // The flow's own packet met the change first.
     log.handle_event(&at(EventKind::Opened, 70));
     log.handle_event(&at(EventKind::Revoked, 80));
-    log.handle_ended(key(22), &denied, 80, 81);
-    log.handle_flow(key(22), &denied);
+    log.handle_ended(key(22), &denied, [80, 81]);
+    log.handle_flow(key(22), &denied, 90);
     assert_eq!(kinds(&mut log), [(Kind::Opened, 70), (Kind::Revoked, 80)]);
+    // A walk did, which knows not when.
+    log.handle_event(&at(EventKind::Opened, 91));
+    log.handle_flow(key(22), &denied, 96);
+    log.handle_ended(key(22), &denied, [94, 95]);
+    assert_eq!(kinds(&mut log), [(Kind::Opened, 91), (Kind::Revoked, 96)]);
 }

@@ -144,7 +144,7 @@ fn ends_are_named_by_node_and_by_who_is_behind_it() {
 #[test]
 fn names_outlive_the_policies_that_had_them_while_a_flow_speaks_of_them() {
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     let mut names = names(&[
         netmap(1, &[2], &[7]),
         netmap(2, &[], &[8]),
@@ -152,14 +152,14 @@ fn names_outlive_the_policies_that_had_them_while_a_flow_speaks_of_them() {
     ]);
     let known = |names: &Names| {
         let mut log = FlowLog::default();
-        log.handle_flow(key(22), &entry(100, 0));
+        log.handle_flow(key(22), &entry(100, 0), 30);
         let described = described(&log.poll_record().unwrap(), names);
         let line = described.rule.and_then(|(_, rule)| rule);
         (described.source.node, line.map(|rule| rule.line))
     };
     let here = (Some("peer-2".to_owned()), Some(70));
     for now in 0..3 {
-        log.handle_flow(key(22), &entry(100, 0));
+        log.handle_flow(key(22), &entry(100, 0), 30);
         log.handle_walked(now);
         names.handle_walked(&log);
         assert_eq!(known(&names), here);
@@ -184,7 +184,7 @@ fn names_outlive_the_policies_that_had_them_while_a_flow_speaks_of_them() {
 #[test]
 fn a_peer_that_comes_back_is_a_peer_again() {
     let mut log = FlowLog::default();
-    log.handle_flow(key(22), &entry(100, 0));
+    log.handle_flow(key(22), &entry(100, 0), 30);
     let mut names = names(&[netmap(1, &[2], &[7]), netmap(2, &[], &[7])]);
     assert!(names.is_former(2));
     names.take(&netmap(3, &[2], &[7]));
