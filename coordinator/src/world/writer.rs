@@ -188,6 +188,11 @@ impl Writer {
                 () = tokio::time::sleep(idle) => self.probe().await,
             }
         }
+        // The last goodbyes were sent a moment before the stop.
+        self.requests.close();
+        while let Some(first) = self.requests.recv().await {
+            self.serve(first).await;
+        }
         let world = self.current.borrow().clone();
         match self.store.close().await {
             Ok(()) => {
