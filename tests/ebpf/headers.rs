@@ -138,6 +138,14 @@ fn source_routes_with_a_stop_left_are_refused() {
         data.extend(options);
         assert_eq!(kernel.outcome(Ingress, &data), PASS);
     }
+    // Nor are ports that follow options: 131, 7, 4.
+    let body = Body::Udp {
+        source: 131 << 8 | 7,
+        destination: 4 << 8,
+    };
+    let mut ports = packet(PEER, Ingress, body);
+    ports.options = 4;
+    assert_eq!(kernel.outcome(Ingress, &ports.bytes()), Err("no rule"));
     // At the end of the longest header.
     let mut packet = packet(PEER, Ingress, question());
     packet.options = 40;
