@@ -146,6 +146,21 @@ fn source_routes_with_a_stop_left_are_refused() {
     let mut ports = packet(PEER, Ingress, body);
     ports.options = 4;
     assert_eq!(kernel.outcome(Ingress, &ports.bytes()), Err("no rule"));
+    // At whichever byte it begins.
+    for before in 0..8 {
+        let mut options = vec![1; before];
+        options.extend([131, 7, 4, 172, 20, 0, 9]);
+        options.resize(options.len().next_multiple_of(4), 0);
+        let mut packet = packet(PEER, Ingress, question());
+        packet.options = options.len();
+        let mut bytes = packet.bytes();
+        bytes[20..20 + options.len()].copy_from_slice(&options);
+        assert_eq!(
+            kernel.outcome(Ingress, &bytes),
+            Err("source route"),
+            "{before}"
+        );
+    }
     // At the end of the longest header.
     let mut packet = packet(PEER, Ingress, question());
     packet.options = 40;
