@@ -128,13 +128,17 @@ impl Feed {
     }
 
     fn walk(&self, machine: &mut flow::FlowLog) -> anyhow::Result<()> {
-        for (key, entry) in self.enforcer.flows(Stage::Established)? {
-            machine.handle_flow(key, &entry, self.now());
+        let established = self.enforcer.flows(Stage::Established)?;
+        let half_open = self.enforcer.flows(Stage::HalfOpen)?;
+        // After they were read: what they say was so by now.
+        let now = self.now();
+        for (key, entry) in established {
+            machine.handle_flow(key, &entry, now);
         }
-        for (key, entry) in self.enforcer.flows(Stage::HalfOpen)? {
-            machine.handle_half_open(key, &entry, self.now());
+        for (key, entry) in half_open {
+            machine.handle_half_open(key, &entry, now);
         }
-        machine.handle_walked(self.now());
+        machine.handle_walked(now);
         machine.handle_denials(self.enforcer.denials()?.into_iter());
         machine.handle_lost(&self.enforcer.counters()?.events_lost);
         Ok(())

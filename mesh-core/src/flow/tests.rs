@@ -8,6 +8,7 @@ use mesh_common::{Address, Be16};
 
 use super::denials::{OF_ONE_PEER, deny_key};
 use super::*;
+use crate::Identity;
 
 fn key(port: u16) -> FlowKey {
     FlowKey {
