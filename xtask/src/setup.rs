@@ -223,6 +223,8 @@ fn install_packages(names: &[&str]) -> Result<()> {
         shell::run(
             Command::new("apt-get")
                 .env("DEBIAN_FRONTEND", "noninteractive")
+                // A fresh machine is often busy with its own upgrades.
+                .args(["-o", "DPkg::Lock::Timeout=600"])
                 .args(["install", "-y", "-q", "--no-install-recommends"])
                 .args(names),
         )
