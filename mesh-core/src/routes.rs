@@ -41,9 +41,11 @@ pub const TABLE: u32 = 7700;
 pub const TABLE_MAIN: u32 = 254;
 /// Our first rule, in front of the main table's (32766) and of Tailscale's (5210).
 pub const FIRST_PRIORITY: u32 = 4900;
+/// The longest prefix, of IPv6.
+const LONGEST: u32 = 128;
 /// The last of the room for our rules: two for each prefix length, of which IPv6 has 129, and this
 /// one for what is unreachable.
-pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + 2 * 129;
+pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + 2 * (LONGEST + 1);
 /// Marks routes and rules as ours (`rtm_protocol`): a number that /etc/iproute2/rt_protos leaves free.
 pub const PROTOCOL: u8 = 77;
 
@@ -109,9 +111,10 @@ pub enum Op {
 
 /// The steps from `status` to `config`, none if it is there.
 ///
-/// Rules go before and come after the routes that they point at, and routes need an interface that
-/// is up; taking it down makes the kernel drop its routes, which is not left to chance. What is
-/// unreachable without the mesh becomes so first.
+/// What both send the same way goes it at every step: what comes is there before what goes is taken away, and the
+/// rules by which the host's own networks win come first and go last. Those into the mesh come after the routes
+/// that they point at, and routes need an interface that is up; taking it down makes the kernel drop its routes,
+/// which is not left to chance. What is unreachable without the mesh is so before and after.
 pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
     let routes: BTreeSet<IpNet> = match config.up {
         true => config.routes.iter().map(IpNet::trunc).collect(),
@@ -127,27 +130,31 @@ pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
     } else {
         &no_routes
     };
+    // Somebody has changed it, and the kernel takes one away by its priority.
+    let is_in_the_way = |old: &Rule| {
+        let is_there = |new: &Rule| (new.family, new.priority) == (old.family, old.priority);
+        rules.iter().any(is_there)
+    };
+    let old = status.rules.difference(&rules);
+    let (in_the_way, old): (Vec<&Rule>, Vec<_>) = old.partition(|rule| is_in_the_way(rule));
+    let (old_main, old): (Vec<&Rule>, Vec<_>) =
+        old.into_iter().partition(|rule| rule.table == TABLE_MAIN);
+    let new = rules.difference(&status.rules);
+    let (new_main, new): (Vec<&Rule>, Vec<_>) = new.partition(|rule| rule.table == TABLE_MAIN);
+    let add_rule = |rule: &Rule| Op::AddRule(*rule);
+    let remove_rule = |rule: &Rule| Op::RemoveRule(*rule);
+    let remove_routes = held.difference(&routes).map(|net| Op::RemoveRoute(*net));
 
     let mut ops = Vec::new();
+    ops.extend(in_the_way.into_iter().map(remove_rule));
+    ops.extend(new_main.into_iter().map(add_rule));
     ops.extend(
         unreachable
             .difference(&status.unreachable)
             .map(|net| Op::AddUnreachable(*net)),
     );
-    ops.extend(
-        status
-            .rules
-            .difference(&rules)
-            .map(|rule| Op::RemoveRule(*rule)),
-    );
-    ops.extend(held.difference(&routes).map(|net| Op::RemoveRoute(*net)));
-    ops.extend(
-        status
-            .unreachable
-            .difference(&unreachable)
-            .map(|net| Op::RemoveUnreachable(*net)),
-    );
     if status.up && !config.up {
+        ops.extend(remove_routes.clone());
         ops.push(Op::SetUp(false));
     }
     ops.extend(
@@ -169,41 +176,49 @@ pub fn reconcile(config: &Config, status: &Status) -> Vec<Op> {
         ops.push(Op::SetUp(true));
     }
     ops.extend(routes.difference(held).map(|net| Op::AddRoute(*net)));
+    ops.extend(new.into_iter().map(add_rule));
+    ops.extend(old.into_iter().map(remove_rule));
+    if config.up {
+        ops.extend(remove_routes);
+    }
     ops.extend(
-        rules
-            .difference(&status.rules)
-            .map(|rule| Op::AddRule(*rule)),
+        status
+            .unreachable
+            .difference(&unreachable)
+            .map(|net| Op::RemoveUnreachable(*net)),
     );
+    ops.extend(old_main.into_iter().map(remove_rule));
     ops
 }
 
-/// The rules that make one longest-prefix match of the main table and ours.
+/// The rules that make one longest-prefix match of the main table and ours. Those of one length have a place of
+/// their own, so that another length changes nothing about them.
 fn rules(routes: &BTreeSet<IpNet>, table: u32) -> BTreeSet<Rule> {
     let mut rules = BTreeSet::new();
-    for family in [Family::V4, Family::V6] {
-        let lengths: BTreeSet<u8> = routes
-            .iter()
-            .filter(|net| family_of(net) == family)
-            .map(IpNet::prefix_len)
-            .collect();
-        let mut priority = FIRST_PRIORITY;
-        for length in lengths.into_iter().rev() {
-            // Everything at least as long as `length` counts. A default route is the exception:
-            // the host's own would win the tie and nothing would ever take ours.
-            let wider = u32::from(length).checked_sub(1);
-            let main = wider.or(Some(0));
-            for (table, suppress) in [(TABLE_MAIN, main), (table, wider)] {
-                rules.insert(Rule {
-                    family,
-                    priority,
-                    table,
-                    suppress,
-                });
-                priority += 1;
-            }
+    for net in routes {
+        let length = u32::from(net.prefix_len());
+        let priority = first_of(net.prefix_len());
+        // Everything at least as long as `length` counts. A default route is the exception:
+        // the host's own would win the tie and nothing would ever take ours.
+        let wider = length.checked_sub(1);
+        let main = wider.or(Some(0));
+        for (priority, table, suppress) in
+            [(priority, TABLE_MAIN, main), (priority + 1, table, wider)]
+        {
+            rules.insert(Rule {
+                family: family_of(net),
+                priority,
+                table,
+                suppress,
+            });
         }
     }
     rules
+}
+
+/// The priority of the first of the two rules for prefixes of this length: the longer, the smaller.
+pub fn first_of(length: u8) -> u32 {
+    FIRST_PRIORITY + 2 * (LONGEST - u32::from(length))
 }
 
 /// The rules behind those, for what is left.

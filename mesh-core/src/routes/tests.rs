@@ -251,6 +251,28 @@ proptest! {
     }
 
     #[test]
+    fn what_two_hosts_send_the_same_way_goes_it_in_between(
+        first in any_config(),
+        second in any_config(),
+        main in prop::collection::btree_set(any_net(), 0..6),
+        to in any_net(),
+    ) {
+        let up = |config| Config { up: true, ..config };
+        let (first, second) = (up(first), up(second));
+        let main: BTreeSet<IpNet> = main.iter().map(IpNet::trunc).collect();
+        let (mut host, after) = (host(&first), host(&second));
+        let to = to.addr().to_string();
+        let way = |host: &Status| lookup(host, &main, &to).map(|(table, _)| table);
+        let before = way(&host);
+        if before == way(&after) {
+            for op in reconcile(&second, &host) {
+                apply(&mut host, &[op]);
+                prop_assert_eq!(way(&host), before, "after {:?}", op);
+            }
+        }
+    }
+
+    #[test]
     fn the_rules_are_one_longest_prefix_match(
         routes in prop::collection::btree_set(any_net(), 0..6),
         main in prop::collection::btree_set(any_net(), 0..6),

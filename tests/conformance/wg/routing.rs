@@ -127,9 +127,9 @@ fn what_others_break_is_repaired() {
     let left = Node::new(&a, 1);
     let table = TABLE.to_string();
     a.run("ip", &["route", "flush", "table", &table]).unwrap();
-    let priority = routes::FIRST_PRIORITY.to_string();
-    for priority in [priority, routes::LAST_PRIORITY.to_string()] {
-        a.run("ip", &["rule", "del", "priority", &priority])
+    // Of the pool, 100.64.0.0/10.
+    for priority in [routes::first_of(10), routes::LAST_PRIORITY] {
+        a.run("ip", &["rule", "del", "priority", &priority.to_string()])
             .unwrap();
     }
     let table = routes::unreachable_table(TABLE).to_string();
