@@ -38,6 +38,7 @@ mod walk;
 
 pub use error::AttachError;
 pub use established::{Established, Only};
+pub use events::READ_WITHIN;
 pub use half_open::all as half_open_flows;
 pub use loader::Dataplane;
 pub use mesh_common::event::{EventKind, FlowEvent};

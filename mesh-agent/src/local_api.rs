@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use crate::control::Asker;
+use crate::dataplane::READ_WITHIN;
 use crate::eventloop::Command;
 use crate::flow_log::FlowLog;
 use crate::snapshot::{Family, Snapshot, Whois};
@@ -267,6 +268,10 @@ impl Local for Service {
         let look = self.look();
         let query = flows::query(request.get_ref(), look.netmap.as_deref())?;
         let follow = request.get_ref().follow;
+        if !follow {
+            // What went before the question belongs into the answer.
+            tokio::time::sleep(READ_WITHIN).await;
+        }
         let records = flows::records(&self.flow_log, follow, query, turn);
         Ok(Response::new(records))
     }

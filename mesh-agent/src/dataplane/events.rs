@@ -18,8 +18,9 @@ use tracing::{Instrument, debug_span, warn};
 use super::EVENT_QUEUE;
 use crate::sys;
 
-/// How long an event may wait for its reader.
 const POLL: Duration = Duration::from_millis(100);
+/// In which whatever was told is read, on a machine that is not too busy.
+pub const READ_WITHIN: Duration = Duration::from_millis(150);
 
 /// Reads until the receiver is dropped. Needs a tokio runtime.
 pub(super) fn read(map: Map) -> io::Result<mpsc::Receiver<FlowEvent>> {

@@ -1,5 +1,8 @@
 //! What an operator sees of the traffic: who, what, why, how much.
 
+use std::net::UdpSocket;
+
+use mesh_tests::mesh::Family;
 use mesh_tests::{eventually, until};
 use serde_json::Value;
 
@@ -68,6 +71,15 @@ fn the_flow_log_tells_of(field: &Field) {
     find(&["--peer", "operator", "--port", "9000"], "active");
     let text = field.node().host.run("mesh", &["flows"]).unwrap();
     assert!(text.contains("denied     sandbox:"), "{text}");
+
+    // What went before the question is in the answer.
+    let operator = &field.mesh.node("operator").host;
+    let to = field.node().address(Family::V4).unwrap();
+    let sent = operator.inside(|| UdpSocket::bind(("0.0.0.0", 0))?.send_to(b"?", (to, 9001)));
+    // The operator's own filter refuses it.
+    drop(sent.unwrap());
+    let text = operator.run("mesh", &["flows", "--port", "9001"]).unwrap();
+    assert!(text.contains("denied     operator:"), "{text}");
 }
 
 #[test]
