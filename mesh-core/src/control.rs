@@ -28,6 +28,9 @@ pub use words::{
 const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a session must live for the next failure to be retried at once.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// How long an update is left alone before a full map is asked for because of it: it must be applied first, and
+/// a full map is as much work.
+const SHORTEN_AFTER: Duration = Duration::from_secs(10);
 /// Wait after another machine took over the session with this very machine key: two clones that
 /// reconnect at once would evict each other for ever.
 const REPLACED_WAIT: Duration = Duration::from_secs(60);
@@ -48,6 +51,8 @@ enum Phase {
     },
     Streaming {
         since: Instant,
+        /// When a full map is asked for.
+        shorten: Option<Instant>,
     },
 }
 
@@ -206,9 +211,10 @@ impl Session {
                 }
                 self.chain = Some(chain.clone());
                 self.events.push_back(Event::Netmap(chain));
-                if long || self.must_enroll_again() {
-                    self.full_wanted = true;
-                    self.reconnect(now);
+                if self.must_enroll_again() {
+                    self.start_anew(now);
+                } else if let Phase::Streaming { shorten, .. } = &mut self.phase {
+                    *shorten = long.then(|| shorten.unwrap_or(now + SHORTEN_AFTER));
                 }
             }
             Err(refused) => {
@@ -241,7 +247,7 @@ impl Session {
         let since = match self.phase {
             Phase::Off | Phase::Waiting { .. } => return,
             Phase::Connecting { .. } | Phase::Enrolling { .. } => None,
-            Phase::Streaming { since } => Some(since),
+            Phase::Streaming { since, .. } => Some(since),
         };
         let enrolling = matches!(self.phase, Phase::Enrolling { .. });
         if since.is_some_and(|since| now >= since + GOOD_SESSION) {
@@ -292,6 +298,9 @@ impl Session {
                 let text = "the coordinator did not answer in time".to_owned();
                 self.handle_failure(Failure::Unreachable(text), now);
             }
+            Phase::Streaming {
+                shorten: Some(at), ..
+            } if now >= at => self.start_anew(now),
             Phase::Off
             | Phase::Waiting { .. }
             | Phase::Connecting { .. }
@@ -312,7 +321,8 @@ impl Session {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Off | Phase::Streaming { .. } => None,
+            Phase::Off => None,
+            Phase::Streaming { shorten, .. } => shorten,
             Phase::Waiting { until: at }
             | Phase::Connecting { deadline: at }
             | Phase::Enrolling { deadline: at, .. } => Some(at),
@@ -371,7 +381,10 @@ impl Session {
         if let Some(applied) = self.applied.clone() {
             self.transmits.push_back(Transmit::Applied(applied));
         }
-        self.phase = Phase::Streaming { since: now };
+        self.phase = Phase::Streaming {
+            since: now,
+            shorten: None,
+        };
         self.events.push_back(Event::Connected);
     }
 
@@ -410,7 +423,9 @@ impl Session {
             .push_back(Event::Disconnected(Failure::Unreachable(text)));
     }
 
-    fn reconnect(&mut self, now: Instant) {
+    /// From a full map.
+    fn start_anew(&mut self, now: Instant) {
+        self.full_wanted = true;
         self.close();
         self.connect(now);
     }

@@ -11,7 +11,7 @@ use crate::node::{Epoch, Generation};
 
 /// Beyond this many deltas a full map is asked for, so that a start stays quick.
 const LONGEST: usize = 256;
-/// Beyond this many bytes of deltas likewise: the chain is rewritten with each one.
+/// Beyond this many bytes of deltas likewise, unless the full map has more: the chain is rewritten with each one.
 const LARGEST: usize = 1 << 20;
 
 /// An update that holds: its signature, its addressee, and the map that it leads to.
@@ -102,6 +102,7 @@ impl Chain {
 
     /// So long that a full map is better.
     pub fn is_long(&self) -> bool {
-        self.links.len() > LONGEST || self.bytes > LARGEST
+        let full = self.links.first().map_or(0, |link| link.len());
+        self.links.len() > LONGEST || self.bytes > LARGEST.max(full)
     }
 }

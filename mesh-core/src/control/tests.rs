@@ -274,11 +274,20 @@ fn a_long_chain_is_replaced_by_a_full_map() {
     let now = start();
     let mut session = streaming(Some(chain(0, 0)), now);
     let mut generation = 0;
-    while session.is_connected() {
+    let mut update = |session: &mut Session, now| {
         generation += 1;
         assert!(generation < 1_000, "the chain grows without end");
         session.handle_update(|_| Ok(accepted(Kind::Delta, netmap(0, generation))), now);
+    };
+    while session.poll_timeout().is_none() {
+        update(&mut session, now);
     }
+    // What came is applied first; and however much follows, it is put off no further.
+    let then = now + SHORTEN_AFTER;
+    update(&mut session, then - Duration::from_millis(1));
+    assert_eq!(session.poll_timeout(), Some(then));
+    assert!(session.is_connected());
+    session.handle_timeout(then);
     transmits(&mut session);
     session.handle_hello(hello(Some(ME.node)), now);
     assert!(matches!(
@@ -290,6 +299,24 @@ fn a_long_chain_is_replaced_by_a_full_map() {
         now + Duration::from_secs(1),
     );
     assert_eq!(session.chain().unwrap().links().len(), 1);
+}
+
+#[test]
+fn deltas_smaller_than_the_full_map_do_not_make_a_chain_long() {
+    let of = |kind, generation, bytes: usize| Accepted {
+        signed: vec![0; bytes].into(),
+        ..accepted(kind, netmap(0, generation))
+    };
+    let full = Chain::after(None, of(Kind::Full, 0, 3 << 20)).unwrap();
+    let after = |held, generation, bytes| {
+        Chain::after(Some(held), of(Kind::Delta, generation, bytes)).unwrap()
+    };
+    let second = after(&full, 1, 2 << 20);
+    assert!(!second.is_long());
+    assert!(after(&second, 2, 2 << 20).is_long());
+    let small = Chain::after(None, of(Kind::Full, 0, 1)).unwrap();
+    assert!(!after(&small, 1, 1 << 20).is_long());
+    assert!(after(&small, 1, (1 << 20) + 1).is_long());
 }
 
 #[test]
