@@ -125,7 +125,13 @@ pub const DENY_CAPACITY: u32 = 8_192;
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Slots of `ev_tokens` and `ev_lost`: room for kinds to come.
 pub const EVENT_SLOTS: u32 = 16;
-const _: () = assert!(EventKind::ALL.len() as u32 <= EVENT_SLOTS);
+const _: () = assert!(EventKind::ALL.len() as u32 <= EVENT_SLOTS / 2);
+
+/// The slot of `ev_lost` in which an agent leaves to the next how many of the lost it has told of: no program
+/// writes there.
+pub const fn told_slot(kind: EventKind) -> u32 {
+    EVENT_SLOTS / 2 + kind as u32
+}
 
 /// The one value of `cfg`. All zero, as the kernel makes it, drops everything.
 #[repr(C)]

@@ -53,8 +53,6 @@ pub struct FlowLog {
     denials: Denials,
     /// By peer.
     usage: BTreeMap<u32, Usage>,
-    /// How many events of each kind the packet path could not tell, when last asked.
-    lost: BTreeMap<EventKind, u64>,
     /// What is still to be told, oldest first.
     records: VecDeque<Record>,
     losses: VecDeque<Loss>,
@@ -244,16 +242,11 @@ impl FlowLog {
         self.records.extend(self.denials.news(counted));
     }
 
-    /// How many events of each kind were lost so far. What the walks find of them is told all the same.
-    pub fn handle_lost(&mut self, lost: &BTreeMap<EventKind, u64>) {
-        for (kind, total) in lost {
-            let before = self.lost.insert(*kind, *total).unwrap_or(0);
-            // The maps may have been made anew.
-            let count = total.checked_sub(before).unwrap_or(*total);
-            if count > 0 {
-                self.losses.push_back(Loss { kind: *kind, count });
-            }
-        }
+    /// How many events of each kind were lost since this was last said. What the walks find of them is told all the
+    /// same.
+    pub fn handle_lost(&mut self, lost: impl IntoIterator<Item = (EventKind, u64)>) {
+        let losses = lost.into_iter().map(|(kind, count)| Loss { kind, count });
+        self.losses.extend(losses);
     }
 
     pub fn poll_loss(&mut self) -> Option<Loss> {

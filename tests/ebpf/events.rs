@@ -252,3 +252,27 @@ fn of_a_peer_without_room_nothing_is_told() {
     let lost = kernel.dataplane().counters().unwrap().events_lost;
     assert_eq!(lost[&Denied], 1);
 }
+
+#[test]
+fn what_was_lost_is_told_once_by_whichever_agent() {
+    let mut kernel = kernel();
+    let far = kernel.now() + 1_000_000_000_000;
+    kernel.set_tokens(Denied, full_at(far));
+    let deny = |kernel: &Kernel, port| {
+        let denied = tcp_between(OTHER, [40_000, port], Ingress, SYN);
+        assert!(!kernel.run(Ingress, &denied).0);
+    };
+    deny(&kernel, 1);
+    deny(&kernel, 2);
+    assert_eq!(kernel.dataplane().losses().unwrap(), [(Denied, 2)].into());
+    assert_eq!(kernel.dataplane().losses().unwrap(), [].into());
+    deny(&kernel, 3);
+    kernel.kill();
+    kernel.start();
+    kernel.apply(&tables());
+    deny(&kernel, 4);
+    assert_eq!(kernel.dataplane().losses().unwrap(), [(Denied, 2)].into());
+    assert_eq!(kernel.dataplane().losses().unwrap(), [].into());
+    let lost = kernel.dataplane().counters().unwrap().events_lost;
+    assert_eq!(lost[&Denied], 4, "since the maps were made");
+}

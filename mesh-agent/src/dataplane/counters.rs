@@ -1,6 +1,9 @@
 //! Reads the kernel's counters, which every CPU keeps for itself.
 
+use std::collections::BTreeMap;
+
 use aya::maps::PerCpuValues;
+use aya::util;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Direction, DropReason};
 
@@ -27,9 +30,8 @@ impl Kernel {
             }
         }
         for kind in EventKind::ALL {
-            let lost = self.events_lost.get(&(kind as u32), 0);
-            let lost = lost.map_err(ApplyError::at("read a counter"))?;
-            counters.events_lost.insert(kind, lost.iter().sum());
+            let lost = self.lost(kind as u32)?;
+            counters.events_lost.insert(kind, lost);
         }
         let rules = self
             .rules()
@@ -39,6 +41,32 @@ impl Kernel {
             .map(|(rule, values)| (*rule, sum(values)))
             .collect();
         Ok(counters)
+    }
+
+    /// How many events of each kind were lost since this was last asked, of an agent before this one too.
+    pub(super) fn losses(&mut self) -> Result<BTreeMap<EventKind, u64>, ApplyError> {
+        let mut losses = BTreeMap::new();
+        for kind in EventKind::ALL {
+            let told = maps::told_slot(kind);
+            let lost = self.lost(kind as u32)?;
+            let news = lost.saturating_sub(self.lost(told)?);
+            if news > 0 {
+                let cpus = util::nr_cpus().map_err(|(_, error)| ApplyError::Cpus(error))?;
+                let mut sum = vec![0; cpus];
+                sum[0] = lost;
+                let sum = PerCpuValues::try_from(sum).map_err(ApplyError::Cpus)?;
+                let noted = self.events_lost.set(told, sum, 0);
+                noted.map_err(ApplyError::at("note what was told"))?;
+                losses.insert(kind, news);
+            }
+        }
+        Ok(losses)
+    }
+
+    fn lost(&self, slot: u32) -> Result<u64, ApplyError> {
+        let values = self.events_lost.get(&slot, 0);
+        let values = values.map_err(ApplyError::at("read a counter"))?;
+        Ok(values.iter().sum())
     }
 }
 

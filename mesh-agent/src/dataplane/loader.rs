@@ -3,6 +3,7 @@
 //! Between two agents, of one layout or of two, there is no moment without a filter: a program is
 //! replaced in its place, and one of another layout only when the new maps hold a policy.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -11,7 +12,7 @@ use aya::maps::Map;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Direction;
-use mesh_common::event::{DenyEntry, DenyKey, Explanation};
+use mesh_common::event::{DenyEntry, DenyKey, EventKind, Explanation};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::half_open::{SETS, WAYS};
 use mesh_common::maps::{self, PINNED};
@@ -231,6 +232,11 @@ impl Dataplane {
     /// What was passed, dropped and decided since the maps were made.
     pub fn counters(&self) -> Result<Counters, ApplyError> {
         self.kernel.counters()
+    }
+
+    /// How many events of each kind were lost since this was last asked, of an agent before this one too.
+    pub fn losses(&mut self) -> Result<BTreeMap<EventKind, u64>, ApplyError> {
+        self.kernel.losses()
     }
 
     /// What becomes of flows and packets from now on; `None` if asked before. Needs a tokio runtime.

@@ -76,6 +76,11 @@ impl Filter {
     }
 
     /// What becomes of flows and packets from now on. Whoever asks last gets them.
+    /// How many events of each kind were lost since this was last asked.
+    pub fn losses(&self) -> BTreeMap<EventKind, u64> {
+        self.engine().told.losses()
+    }
+
     pub fn events(&self) -> mpsc::Receiver<FlowEvent> {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
         self.engine().told.events = Some(sender);

@@ -3,6 +3,7 @@
 //! The kernel's WireGuard without programs would carry packets that nobody judges, so it is refused:
 //! the device is removed and the userspace backend taken, whose packets all pass through us.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use tokio::task::block_in_place;
 use super::{Settings, index_of, open_options};
 use crate::brief;
 use crate::dataplane::software::Filter;
-use crate::dataplane::{AttachError, Counters, Dataplane, FlowEvent, Options, Usage};
+use crate::dataplane::{AttachError, Counters, Dataplane, EventKind, FlowEvent, Options, Usage};
 use crate::net::{self, Net};
 use crate::wg::{self, Backend, Choice, Judgement};
 
@@ -215,6 +216,16 @@ impl Enforcer {
                 block_in_place(|| locked(programs).counters()).context("read the counters")
             }
             Self::InProcess(filter) => Ok(filter.counters()),
+        }
+    }
+
+    /// How many events of each kind were lost since this was last asked.
+    pub(super) fn losses(&self) -> anyhow::Result<BTreeMap<EventKind, u64>> {
+        match self {
+            Self::Programs(programs) => {
+                block_in_place(|| locked(programs).losses()).context("read what was lost")
+            }
+            Self::InProcess(filter) => Ok(filter.losses()),
         }
     }
 

@@ -140,7 +140,7 @@ impl Feed {
         }
         machine.handle_walked(now);
         machine.handle_denials(self.enforcer.denials()?.into_iter());
-        machine.handle_lost(&self.enforcer.counters()?.events_lost);
+        machine.handle_lost(self.enforcer.losses()?);
         Ok(())
     }
 

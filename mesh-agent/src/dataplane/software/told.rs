@@ -1,6 +1,6 @@
 //! What the filter in process tells, and what it only counts: the same as the programs do.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::budget::{Bucket, PeerLoad, Rate};
 use mesh_common::event::{DenyEntry, DenyKey, KIND_RATE, PEER_RATE};
@@ -31,9 +31,20 @@ pub(super) struct Told {
     tokens: [Bucket; EventKind::ALL.len()],
     pub(super) denials: HashMap<DenyKey, DenyEntry>,
     pub(super) lost: [u64; EventKind::ALL.len()],
+    /// How many of them when last asked.
+    lost_told: [u64; EventKind::ALL.len()],
 }
 
 impl Told {
+    /// How many events of each kind were lost since this was last asked.
+    pub(super) fn losses(&mut self) -> BTreeMap<EventKind, u64> {
+        let told = std::mem::replace(&mut self.lost_told, self.lost);
+        let news = EventKind::ALL
+            .into_iter()
+            .map(|kind| (kind, self.lost[kind as usize] - told[kind as usize]));
+        news.filter(|(_, count)| *count > 0).collect()
+    }
+
     /// Tells what became of the flow that `entry` tells of.
     pub(super) fn flow(
         &mut self,
