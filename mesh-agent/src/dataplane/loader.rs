@@ -346,10 +346,13 @@ impl Dataplane {
 
     /// Pins again what is not pinned any more.
     pub fn pin(&mut self) -> anyhow::Result<()> {
+        let base = self.pins.folder.base();
+        // On a file system that was mounted anew it is yet to be made.
+        let place = base.ancestors().find(|place| place.exists());
         anyhow::ensure!(
-            probe::is_bpffs(self.pins.folder.base())?,
+            probe::is_bpffs(place.unwrap_or(base))?,
             "{} is not on a BPF file system",
-            self.pins.folder.base().display()
+            base.display()
         );
         self.pins.mend()?;
         let [ingress, egress] = self.names;

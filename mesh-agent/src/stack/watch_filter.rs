@@ -158,6 +158,6 @@ fn not_pinned(error: anyhow::Error) -> Condition {
             "the filter stands, but the next agent could not take it over: {}",
             brief(&error)
         ),
-        next_step: "mount a BPF file system and make the agent's folder in it; it is pinned there by itself",
+        next_step: "mount a BPF file system in which the agent may write; it is pinned there by itself",
     }
 }
