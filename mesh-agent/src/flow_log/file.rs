@@ -4,7 +4,7 @@
 //! want to keep it, and move it away or cut it while it is written: then the next lines go to a new one.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +21,8 @@ use crate::eventloop::Told;
 const FILE_BYTES: u64 = 64 << 20;
 /// Bytes that are worth a write of their own.
 const MOST_AT_ONCE: usize = 1 << 20;
+/// Bytes that no line reaches.
+const LONGEST_LINE: u64 = 64 << 10;
 /// Between two attempts to write to a file that could not be written.
 const RETRY: Duration = Duration::from_secs(10);
 /// How long the others may take to end.
@@ -36,6 +38,9 @@ pub(crate) async fn write(
 ) {
     let (_, mut news) = log.follow();
     drop(log);
+    if let Err(error) = mend(&path) {
+        tracing::warn!(%error, "look for half a line in the flow log");
+    }
     // The others end too, and tell last things.
     let stopped = async {
         stop.cancelled().await;
@@ -123,6 +128,30 @@ fn append(path: &Path, lines: &str) -> io::Result<()> {
     written
 }
 
+/// Cuts off half a line, which an agent leaves that was killed while it wrote.
+fn mend(path: &Path) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path);
+    let mut file = match file {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(LONGEST_LINE);
+    file.seek(SeekFrom::Start(start))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    let torn = match end.iter().rposition(|byte| *byte == b'\n') {
+        Some(last) => last + 1,
+        None if start == 0 => 0,
+        // No line of ours is so long.
+        None => return Ok(()),
+    };
+    if end[torn..].starts_with(b"{") {
+        file.set_len(start + torn as u64)?;
+    }
+    Ok(())
+}
+
 fn open(path: &Path) -> io::Result<File> {
     // Who talked to whom is nobody else's business.
     File::options()
@@ -194,6 +223,32 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         write(&path, 4).unwrap();
         holds(&path, &[4]);
+    }
+
+    #[test]
+    fn half_a_line_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows");
+        mend(&path).unwrap();
+        for torn in ["{\"bytes\":29,", "{", ""] {
+            for before in [&[][..], &[1, 2]] {
+                let _ = std::fs::remove_file(&path);
+                for count in before {
+                    write(&path, *count).unwrap();
+                }
+                let mut file = open(&path).unwrap();
+                file.write_all(torn.as_bytes()).unwrap();
+                mend(&path).unwrap();
+                write(&path, 3).unwrap();
+                holds(&path, &[before, &[3]].concat());
+            }
+        }
+        // Nothing that is not ours is cut.
+        for theirs in ["root:x:0:0", &"{".repeat(70_000)] {
+            std::fs::write(&path, theirs).unwrap();
+            mend(&path).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), theirs);
+        }
     }
 
     #[tokio::test(start_paused = true)]
