@@ -77,7 +77,7 @@ impl Agent {
         })
     }
 
-    /// Runs until SIGTERM or SIGINT. The interface stays as it is: only `mesh down` removes it.
+    /// Runs until SIGTERM or SIGINT. An interface of the kernel's stays as it is: only `mesh down` removes it.
     pub async fn run(self) -> anyhow::Result<()> {
         let Self {
             config,
@@ -139,7 +139,7 @@ impl Agent {
         }
 
         signals.wait().await;
-        tracing::info!("stopping; the interface stays as it is");
+        tracing::info!("stopping; an interface of the kernel's stays as it is");
         stop.cancel();
         tasks.close();
         tasks.wait().await;

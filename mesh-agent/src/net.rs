@@ -146,7 +146,7 @@ fn without_missing_family(interface: &Interface, config: &Config) -> Config {
     };
     let (addresses, routes) = (v4(&config.addresses), v4(&config.routes));
     let only_mesh = v4(&config.only_mesh);
-    if addresses.len() < config.addresses.len() {
+    if addresses.len() < config.addresses.len() && link::is_there(&interface.name) {
         warn!(
             interface = interface.name,
             "IPv6 is switched off on this host: the mesh has IPv4 only here"

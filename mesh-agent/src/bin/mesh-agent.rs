@@ -38,7 +38,9 @@ fn start() -> anyhow::Result<()> {
 
 fn log(config: &Config) -> anyhow::Result<()> {
     // boringtun calls a peer that is away an error, every ninety seconds; status shows it better.
-    let filter = EnvFilter::try_new(format!("boringtun=off,aya=warn,h2=warn,{}", config.log))
+    // netlink-proto warns when we have not waited for an answer.
+    let quiet = "boringtun=off,netlink_proto=error,aya=warn,h2=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", config.log))
         .map_err(|error| anyhow::anyhow!("log {:?}: {error}", config.log))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,6 +1,7 @@
 //! Links: up, down, MTU, and which of them belong to the underlay.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
@@ -69,6 +70,13 @@ async fn set(handle: &Handle, message: LinkMessage) -> anyhow::Result<()> {
 pub(super) fn has_ipv6(interface: &str) -> bool {
     let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
     std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0")
+}
+
+/// Asked the same way.
+pub(super) fn is_there(interface: &str) -> bool {
+    Path::new("/proc/sys/net/ipv4/conf")
+        .join(interface)
+        .exists()
 }
 
 /// The interfaces that lead out of this host, by index, with their names.
