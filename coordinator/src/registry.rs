@@ -12,6 +12,7 @@ use mesh_core::ipam;
 use mesh_core::key::{MachinePublic, NodePublic};
 use mesh_core::node::{Addresses, HostInfo, Name, Node, NodeId, Owner, UnixTime};
 use mesh_core::policy::{self, Subjects};
+use mesh_core::routes::is_reportable;
 use mesh_core::world::Pools;
 
 use crate::preauth::{KeyRefused, PreAuthKey, Presented};
@@ -296,13 +297,16 @@ fn reachable(endpoint: &SocketAddr, pools: &Pools) -> bool {
     endpoint.port() != 0 && !odd && !pools.contains(address)
 }
 
-/// A prefix that a node may offer: the mesh's own addresses are nobody's to route.
+/// A prefix that a node may offer: the mesh's own addresses are nobody's to route, nor are those that mean something
+/// else on every host.
 pub fn routable(net: &IpNet, pools: &Pools) -> bool {
     let mesh = pools
         .each()
         .iter()
         .any(|pool| net.prefix_len() > 0 && (pool.contains(net) || net.contains(pool)));
-    *net == net.trunc() && !mesh && !net.addr().is_multicast()
+    let mapped = matches!(net, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some());
+    let means_one_thing = net.prefix_len() == 0 || is_reportable(net.addr()) && !mapped;
+    *net == net.trunc() && !mesh && means_one_thing
 }
 
 // === time ===

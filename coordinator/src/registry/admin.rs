@@ -89,7 +89,9 @@ pub fn approve_routes(
         if routable(&net, &pools) {
             Ok(net)
         } else {
-            let words = format!("{text} overlaps the mesh's own addresses or is multicast");
+            let words = format!(
+                "{text} overlaps the mesh's own addresses, or is of loopback, link-local, multicast or IPv4-mapped ones"
+            );
             Err(Refusal::new(Fault::Invalid, words))
         }
     });

@@ -119,6 +119,9 @@ async fn what_makes_no_sense_is_refused_with_the_next_step() {
     let c = Coordinator::start().await;
     let (_, _session) = c.agent(&c.key(false).await, "web").await;
     refused(&c, &["node", "show", "nobody"], "node list");
+    for net in ["127.0.0.0/8", "fe80::/10", "::ffff:0:0/96", "224.0.0.0/4"] {
+        refused(&c, &["node", "routes", "web", net], "link-local");
+    }
     refused(&c, &["node", "rename", "web", "..."], "letter or a digit");
     refused(&c, &["node", "tag", "web", "web"], "tag:NAME");
     refused(
