@@ -22,11 +22,12 @@ pub struct Held {
 
 impl Held {
     pub fn of(map: &Netmap) -> Self {
+        let (digest, items) = map.digests();
         Self {
             epoch: map.epoch,
             generation: map.generation,
-            digest: map.digest(),
-            items: map.items(),
+            digest,
+            items,
         }
     }
 }

@@ -140,12 +140,10 @@ fn unique<T, K: Ord, V>(
     field: &'static str,
     read: impl Fn(&T) -> Result<(K, V), Invalid>,
 ) -> Result<BTreeMap<K, V>, Invalid> {
-    let mut map = BTreeMap::new();
-    for item in items {
-        let (key, value) = read(item)?;
-        if map.insert(key, value).is_some() {
-            return Err(Invalid::Duplicate(field));
-        }
+    let read: Vec<(K, V)> = items.iter().map(read).collect::<Result<_, _>>()?;
+    let map: BTreeMap<K, V> = read.into_iter().collect();
+    if map.len() < items.len() {
+        return Err(Invalid::Duplicate(field));
     }
     Ok(map)
 }

@@ -15,6 +15,7 @@ use mesh_common::maps::Config;
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{Address, Direction, IdentityEntry, PolicyEntry, PolicyKey, tcp};
 
+use crate::changes::changes;
 use crate::netmap::Netmap;
 use crate::node::Addresses;
 use crate::world::Pools;
@@ -233,12 +234,7 @@ pub fn reconcile(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
 /// The prefixes that come, go, or change. One that only one content has is, in the other, what the wider one
 /// around it is: the kernel's search ends at the longest prefix, whichever content it is of.
 fn turns<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = TableOp> + 'a {
-    let gone = observed.identities.keys();
-    let gone = gone.filter(|prefix| !desired.identities.contains_key(*prefix));
-    let changed = desired.identities.iter();
-    let changed = changed.filter(|(prefix, entry)| observed.identities.get(*prefix) != Some(entry));
-    let prefixes = gone.chain(changed.map(|(prefix, _)| prefix));
-    prefixes.map(|prefix| {
+    changes(&observed.identities, &desired.identities).map(|(prefix, _)| {
         let turn = Turn {
             before: observed.behind(prefix),
             after: desired.behind(prefix),
@@ -247,20 +243,11 @@ fn turns<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = 
     })
 }
 
-/// Side by side, as both are sorted.
-fn rows(observed: &Tables, desired: &Tables) -> Vec<TableOp> {
-    let mut ops = Vec::new();
-    let mut old = observed.rows.iter().peekable();
-    for (prefix, entry) in &desired.rows {
-        while let Some((gone, _)) = old.next_if(|(other, _)| *other < prefix) {
-            ops.push(TableOp::RemoveRow(*gone));
-        }
-        if old.next_if(|(other, _)| *other == prefix) != Some((prefix, entry)) {
-            ops.push(TableOp::SetRow(*prefix, *entry));
-        }
-    }
-    ops.extend(old.map(|(gone, _)| TableOp::RemoveRow(*gone)));
-    ops
+fn rows<'a>(observed: &'a Tables, desired: &'a Tables) -> impl Iterator<Item = TableOp> + 'a {
+    changes(&observed.rows, &desired.rows).map(|(prefix, entry)| match entry {
+        Some(entry) => TableOp::SetRow(*prefix, *entry),
+        None => TableOp::RemoveRow(*prefix),
+    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 
 pub mod agent;
 pub mod backoff;
+mod changes;
 pub mod control;
 pub mod dataplane;
 pub mod desired;

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::digest::{ItemDigest, ItemKey};
 use super::{Digest, Entry, EntryKey, Me, Netmap, Peer, Rule};
+use crate::changes::changes;
 use crate::node::{Epoch, Generation, NodeId};
 use crate::world::Mesh;
 use crate::{Identity, RuleId};
@@ -65,10 +66,10 @@ pub fn diff(old: &Netmap, new: &Netmap) -> NetmapDelta {
         generation: new.generation,
         mesh: (old.mesh != new.mesh).then(|| new.mesh.clone()),
         me: (old.me != new.me).then(|| new.me.clone()),
-        peers: changes(&old.peers, &new.peers),
-        identities: changes(&old.policy.identities, &new.policy.identities),
-        entries: changes(&old.policy.entries, &new.policy.entries),
-        rules: changes(&old.policy.rules, &new.policy.rules),
+        peers: owned(&old.peers, &new.peers),
+        identities: owned(&old.policy.identities, &new.policy.identities),
+        entries: owned(&old.policy.entries, &new.policy.entries),
+        rules: owned(&old.policy.rules, &new.policy.rules),
     }
 }
 
@@ -88,12 +89,7 @@ pub fn between(
         generation: new.generation,
         ..NetmapDelta::default()
     };
-    let changed = now
-        .iter()
-        .filter(|(key, digest)| held.get(key) != Some(digest))
-        .map(|(key, _)| key);
-    let gone = held.keys().filter(|key| !now.contains_key(key));
-    for key in changed.chain(gone) {
+    for (key, _) in changes(held, now) {
         match key {
             ItemKey::Mesh => delta.mesh = Some(new.mesh.clone()),
             ItemKey::Me => delta.me = Some(new.me.clone()),
@@ -149,19 +145,13 @@ impl Netmap {
     }
 }
 
-fn changes<K: Ord + Clone, V: PartialEq + Clone>(
+fn owned<K: Ord + Clone, V: PartialEq + Clone>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
 ) -> BTreeMap<K, Option<V>> {
-    let upserts = new
-        .iter()
-        .filter(|(key, value)| old.get(key) != Some(value))
-        .map(|(key, value)| (key.clone(), Some(value.clone())));
-    let removals = old
-        .keys()
-        .filter(|key| !new.contains_key(key))
-        .map(|key| (key.clone(), None));
-    upserts.chain(removals).collect()
+    changes(old, new)
+        .map(|(key, value)| (key.clone(), value.cloned()))
+        .collect()
 }
 
 fn change<K: Ord, V>(map: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {

@@ -132,7 +132,9 @@ impl CompiledPolicy {
     }
 
     fn load(&self, kind: &Twins) -> Loaded {
-        let mut loaded = Loaded::default();
+        // Put in order at once: a tree that grows entry by entry takes several times as long.
+        let mut entries = Vec::new();
+        let mut rules = BTreeMap::new();
         self.each_pair(kind, |remote, local, direction, answers| {
             for answer in answers.iter() {
                 let rule = self.rules.all[answer.rule].id;
@@ -147,11 +149,14 @@ impl CompiledPolicy {
                     action: answer.action,
                     rule,
                 };
-                loaded.entries.insert(key, entry);
-                loaded.rules.insert(rule, answer.rule);
+                entries.push((key, entry));
+                rules.insert(rule, answer.rule);
             }
         });
-        loaded
+        Loaded {
+            entries: entries.into_iter().collect(),
+            rules,
+        }
     }
 
     /// What stands between each class that a kind has to do with and each of its own: remote, local.
