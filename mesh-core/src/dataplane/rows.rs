@@ -21,18 +21,19 @@ pub(super) fn compile(policy: &NodePolicy) -> BTreeMap<PolicyPrefix, PolicyEntry
         let ends = (key.remote, key.local, key.direction);
         groups.entry(ends).or_default().push((key, entry));
     }
-    let mut rows = BTreeMap::new();
+    // Put in order at once: a tree that grows row by row takes several times as long.
+    let mut rows = Vec::with_capacity(policy.entries.len());
     for (ends, entries) in groups {
         group(policy, ends, &entries, &mut rows);
     }
-    rows
+    rows.into_iter().collect()
 }
 
 fn group(
     policy: &NodePolicy,
     ends: Ends,
     entries: &[(&EntryKey, &Entry)],
-    rows: &mut BTreeMap<PolicyPrefix, PolicyEntry>,
+    rows: &mut Vec<(PolicyPrefix, PolicyEntry)>,
 ) {
     let every_proto: Vec<_> = entries
         .iter()
@@ -40,7 +41,7 @@ fn group(
         .collect();
     let any = winner(policy, every_proto.iter().map(|(_, entry)| *entry));
     if let Some(answer) = any {
-        rows.insert(row(ends, 0, 0, PolicyPrefix::ANY_PROTO), answer);
+        rows.push((row(ends, 0, 0, PolicyPrefix::ANY_PROTO), answer));
     }
     let protos: BTreeSet<u8> = entries.iter().filter_map(|(key, _)| key.proto).collect();
     for proto in protos {
@@ -49,11 +50,10 @@ fn group(
             .filter(|(key, _)| key.proto.is_none_or(|p| p == proto))
             .map(|(key, entry)| (key.ports, *entry))
             .collect();
-        let ports = Ports::of(policy, &about);
         let mut put = |port, len, answer| {
-            rows.insert(row(ends, proto, port, PolicyPrefix::ANY_PORT + len), answer);
+            rows.push((row(ends, proto, port, PolicyPrefix::ANY_PORT + len), answer));
         };
-        ports.prefixes(0, 0, any, &mut put);
+        prefixes(&runs(policy, &about), 0, 0, any, &mut put);
     }
 }
 
@@ -88,73 +88,67 @@ fn row((remote, local, direction): Ends, proto: u8, port: u16, len: u32) -> Poli
     }
 }
 
-/// The answer for every port of one protocol: each start of a run, and what holds until the next.
-struct Ports(BTreeMap<u32, Option<PolicyEntry>>);
+/// From a port on, until the next such port: what is answered.
+type Run = (u32, Option<PolicyEntry>);
 
-impl Ports {
-    fn of(policy: &NodePolicy, about: &[(PortRange, &Entry)]) -> Self {
-        // What begins and what ends where, in one walk over the ports: there may be thousands.
-        let mut turns: BTreeMap<u32, Vec<(bool, Rank)>> = BTreeMap::from([(0, Vec::new())]);
-        for (range, entry) in about.iter().filter(|(range, _)| range.first <= range.last) {
-            let (first, end) = (u32::from(range.first), u32::from(range.last) + 1);
-            let rank = rank(policy, entry);
-            turns.entry(first).or_default().push((true, rank));
-            turns.entry(end).or_default().push((false, rank));
-        }
-        turns.remove(&0x1_0000);
-        let mut holding: BTreeMap<Rank, usize> = BTreeMap::new();
-        let runs = turns.into_iter().map(|(start, turns)| {
-            for (begins, rank) in turns {
-                let count = holding.entry(rank).or_default();
-                match begins {
-                    true => *count += 1,
-                    false => *count -= 1,
-                }
-                if *count == 0 {
-                    holding.remove(&rank);
-                }
-            }
-            let first = holding.first_key_value();
-            (start, first.map(|(rank, _)| ranked(*rank)))
-        });
-        Self(runs.collect())
+/// The answer for every port of one protocol, the first of them 0.
+fn runs(policy: &NodePolicy, about: &[(PortRange, &Entry)]) -> Vec<Run> {
+    // What begins and what ends where, in one walk over the ports: there may be thousands.
+    let mut turns: Vec<(u32, bool, Rank)> = Vec::with_capacity(2 * about.len());
+    for (range, entry) in about.iter().filter(|(range, _)| range.first <= range.last) {
+        let rank = rank(policy, entry);
+        turns.push((u32::from(range.first), true, rank));
+        turns.push((u32::from(range.last) + 1, false, rank));
     }
-
-    /// The one answer of `first..=last`, if it is one.
-    fn uniform(&self, first: u32, last: u32) -> Option<Option<PolicyEntry>> {
-        let (_, answer) = self.0.range(..=first).next_back()?;
-        let same = self
-            .0
-            .range(first + 1..last + 1)
-            .all(|(_, other)| other == answer);
-        same.then_some(*answer)
-    }
-
-    /// Writes the prefixes below `port/len` whose answer is not what is inherited from above.
-    fn prefixes(
-        &self,
-        port: u16,
-        len: u32,
-        inherited: Option<PolicyEntry>,
-        put: &mut impl FnMut(u16, u32, PolicyEntry),
-    ) {
-        let size = 1 << (16 - len);
-        let first = u32::from(port);
-        match self.uniform(first, first + size - 1) {
-            // No answer below an answer: the row above holds for every port, so there is always one.
-            Some(answer) => {
-                if let Some(answer) = answer
-                    && Some(answer) != inherited
-                {
-                    put(port, len, answer);
-                }
+    turns.sort_unstable();
+    let mut holding: BTreeMap<Rank, usize> = BTreeMap::new();
+    let mut runs = vec![(0, None)];
+    for turns in turns.chunk_by(|(one, ..), (other, ..)| one == other) {
+        for (_, begins, rank) in turns {
+            let count = holding.entry(*rank).or_default();
+            match begins {
+                true => *count += 1,
+                false => *count -= 1,
             }
-            None => {
-                self.prefixes(port, len + 1, inherited, put);
-                self.prefixes(port + (size / 2) as u16, len + 1, inherited, put);
+            if *count == 0 {
+                holding.remove(rank);
             }
         }
+        let start = turns[0].0;
+        let answer = holding.first_key_value().map(|(rank, _)| ranked(*rank));
+        match runs.last_mut() {
+            _ if start > u32::from(u16::MAX) => {}
+            Some(run) if run.0 == start => run.1 = answer,
+            Some(run) if run.1 == answer => {}
+            _ => runs.push((start, answer)),
+        }
     }
+    runs
+}
+
+/// Writes the prefixes below `port/len` whose answer is not what is inherited from above; `runs` are those
+/// that its ports lie in.
+fn prefixes(
+    runs: &[Run],
+    port: u16,
+    len: u32,
+    inherited: Option<PolicyEntry>,
+    put: &mut impl FnMut(u16, u32, PolicyEntry),
+) {
+    // No answer below an answer: the row above holds for every port, so there is always one.
+    if let [(_, answer)] = runs {
+        if let Some(answer) = *answer
+            && Some(answer) != inherited
+        {
+            put(port, len, answer);
+        }
+        return;
+    }
+    let middle = u32::from(port) + (1 << (15 - len));
+    let before = runs.partition_point(|(start, _)| *start < middle);
+    let from = runs.partition_point(|(start, _)| *start <= middle) - 1;
+    prefixes(&runs[..before], port, len + 1, inherited, put);
+    prefixes(&runs[from..], middle as u16, len + 1, inherited, put);
 }
 
 /// One of the kernel's rows as it should be; `None`: it should not be there.
