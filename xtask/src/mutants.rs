@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     "mesh-common/src/budget.rs",
     "mesh-common/src/flow.rs",
     "mesh-common/src/half_open.rs",
+    "mesh-common/src/identity.rs",
     "mesh-common/src/packet.rs",
     "mesh-common/src/packet/network.rs",
     "mesh-common/src/packet/quoted.rs",
