@@ -4,7 +4,7 @@
 //! checked is still true when it writes: a one-off key cannot be used twice, a name or an address
 //! cannot be given twice. It checks everything first and writes last.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -288,13 +288,7 @@ fn put_if_changed(draft: &mut Draft, old: &Arc<Node>, change: impl FnOnce(&mut N
 /// run through itself.
 fn reachable(endpoint: &SocketAddr, pools: &Pools) -> bool {
     let address = endpoint.ip().to_canonical();
-    let odd = match address {
-        IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
-        // Without its zone a link-local address says nothing.
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    let odd = odd || address.is_unspecified() || address.is_loopback() || address.is_multicast();
-    endpoint.port() != 0 && !odd && !pools.contains(address)
+    endpoint.port() != 0 && is_reportable(address) && !pools.contains(address)
 }
 
 /// A prefix that a node may offer: the mesh's own addresses are nobody's to route, nor are those that mean something
