@@ -183,6 +183,7 @@ fn stack_settings(config: &Config) -> stack::Settings {
         backend: choice(config.backend),
         interface: config.interface.clone(),
         pin_dir: config.pin_dir.clone(),
+        guard_numbers: config.state_dir.join("guards"),
         ebpf_object: config.ebpf_object.clone(),
         uapi_dir: Some(wg::UAPI_DIR.into()),
         dns: config.dns.then(|| dns::Options {

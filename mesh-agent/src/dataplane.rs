@@ -25,6 +25,7 @@ mod events;
 mod guard;
 mod half_open;
 mod loader;
+mod numbers;
 mod options;
 mod pins;
 mod policy;

@@ -53,6 +53,8 @@ pub struct Settings {
     pub backend: Choice,
     pub interface: String,
     pub pin_dir: PathBuf,
+    /// Where the numbers of guards are noted.
+    pub guard_numbers: PathBuf,
     pub ebpf_object: Option<PathBuf>,
     pub uapi_dir: Option<PathBuf>,
     /// `None`: no MagicDNS.

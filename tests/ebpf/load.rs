@@ -75,14 +75,12 @@ async fn watch(args: Args) -> Result<()> {
     let options = Options {
         pin_dir: bpffs.folder("load"),
         object_path: args.object,
-        flow_capacity: None,
-        half_open_sets: None,
         log: true,
         foreign: Some(Foreign {
             ethernet: link == Link::Ethernet,
             observe: !args.enforce,
         }),
-        clsact: false,
+        ..Options::default()
     };
     let mut dataplane = Dataplane::attach(&args.iface, &options)?;
     let mut logger = EbpfLogger::init(dataplane.object())?;

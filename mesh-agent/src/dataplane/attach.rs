@@ -5,6 +5,7 @@
 //! the node; before 6.6 it is a clsact filter of fixed priority and handle. Why not by a link:
 //! docs/adr/0006.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -80,13 +81,15 @@ enum Place {
 }
 
 impl Hook {
-    /// Hangs `program` on `interface`, in the place of whichever of `left` hangs there.
+    /// Hangs `program` on `interface`, in the place of whichever of `left` hangs there. Of `unpinned`, known by
+    /// their numbers alone, those go that hang right behind it.
     pub(super) fn hang(
         program: &mut SchedClassifier,
         interface: &str,
         way: Way,
         chain: Chain,
         left: &[Left],
+        unpinned: &BTreeSet<u32>,
     ) -> anyhow::Result<Self> {
         let ifindex = index(interface).with_context(|| format!("find {interface}"))?;
         let program_id = program.info().context("ask for the program's number")?.id();
@@ -110,6 +113,12 @@ impl Hook {
                 // A second one there is what a crash left.
                 for old in ours {
                     sys::bpf::prog_detach(ifindex, way.tcx(), &old.program)?;
+                }
+                while let (ids, revision) = sys::bpf::prog_query(ifindex, way.tcx())?
+                    && let Some(next) = ids.iter().skip_while(|id| **id != program_id).nth(1)
+                    && unpinned.contains(next)
+                {
+                    sys::bpf::prog_detach_behind(ifindex, way.tcx(), &program, revision)?;
                 }
                 Place::Tcx(program)
             }

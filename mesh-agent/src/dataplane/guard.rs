@@ -1,7 +1,8 @@
 //! The guard program on a changing set of interfaces.
 //!
 //! Interfaces come and go and change names, so a guard is known by the number of its interface. What
-//! guards an earlier agent hung is known by its program's pin alone, which stays until each was found.
+//! guards an earlier agent hung is known by its program's pin, which stays until each was found; and where
+//! the pin is lost, by the number of the program, which was noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,6 +14,8 @@ use mesh_core::dataplane::vigil::{Lapse, Standing};
 use super::AttachError;
 use super::attach::{Chain, Hook, Left, Way, index_if_there};
 use super::error::failed;
+use super::numbers::Numbers;
+use super::options::Options;
 use super::pins::{Folder, Role};
 use super::takeover::left_in;
 
@@ -36,6 +39,9 @@ pub(super) struct Guards {
     refusal: Option<AttachError>,
     /// Earlier agents' programs, until their guards are ours or gone.
     left: Vec<Left>,
+    /// Numbers of those that no pin leads to any more.
+    unpinned: BTreeSet<u32>,
+    numbers: Option<Numbers>,
     chain: Chain,
     program_id: u32,
 }
@@ -46,11 +52,21 @@ impl Guards {
         program: &mut SchedClassifier,
         folder: &Folder,
         earlier: &[Folder],
-        chain: Chain,
+        options: &Options,
     ) -> anyhow::Result<Self> {
         let mut left = folder.programs(Role::Guard)?;
         left.extend(left_in(earlier, Role::Guard)?);
         folder.keep(Role::Guard, program)?;
+        let program_id = program.info()?.id();
+        let numbers = options.numbers.clone().map(Numbers::in_file);
+        let mut unpinned = BTreeSet::new();
+        if let Some(numbers) = &numbers {
+            let mut noted = numbers.read();
+            noted.extend([program_id]);
+            numbers.note(&noted);
+            let pinned = |id: &u32| *id == program_id || left.iter().any(|left| left.id == *id);
+            unpinned = noted.into_iter().filter(|id| !pinned(id)).collect();
+        }
         Ok(Self {
             hooks: BTreeMap::new(),
             wanted: BTreeSet::new(),
@@ -58,8 +74,10 @@ impl Guards {
             refused: BTreeSet::new(),
             refusal: None,
             left,
-            chain,
-            program_id: program.info()?.id(),
+            unpinned,
+            numbers,
+            chain: options.chain(),
+            program_id,
         })
     }
 
@@ -116,6 +134,11 @@ impl Guards {
         let taken = self.take_away(|number| !wanted.contains(number));
         self.wanted = wanted;
         taken.map_err(failed(GUARD, "interfaces no longer there"))?;
+        // They hung where a guard hangs now.
+        let unpinned = std::mem::take(&mut self.unpinned);
+        if let Some(numbers) = self.numbers.as_ref().filter(|_| !unpinned.is_empty()) {
+            numbers.note(&BTreeSet::from([self.program_id]));
+        }
         Ok(false)
     }
 
@@ -129,7 +152,15 @@ impl Guards {
         };
         // Another may have taken the name meanwhile.
         self.wanted.insert(number);
-        let hook = Hook::hang(program, interface, Way::Ingress, self.chain, &self.left);
+        let way = Way::Ingress;
+        let hook = Hook::hang(
+            program,
+            interface,
+            way,
+            self.chain,
+            &self.left,
+            &self.unpinned,
+        );
         self.hooks
             .insert(number, hook.map_err(failed(GUARD, interface))?);
         Ok(())
@@ -213,7 +244,8 @@ fn mend(
         Standing::Gone if *left == 0 => Lapse::Missing,
         Standing::Gone => {
             *left -= 1;
-            *hook = Hook::hang(program, &interface, Way::Ingress, chain, &[])
+            let none = BTreeSet::new();
+            *hook = Hook::hang(program, &interface, Way::Ingress, chain, &[], &none)
                 .with_context(|| format!("guard {interface} again"))?;
             Lapse::TakenOff
         }

@@ -98,7 +98,7 @@ impl Dataplane {
         let ingress = hang(names[0], INGRESS)?;
         let egress = hang(names[1], EGRESS)?;
         let guard = classifier(&mut ebpf, GUARD)?;
-        let guards = Guards::new(guard, &folder, &earlier, chain).map_err(failed(GUARD))?;
+        let guards = Guards::new(guard, &folder, &earlier, options).map_err(failed(GUARD))?;
         Ok(Self {
             ebpf,
             interface: interface.to_owned(),

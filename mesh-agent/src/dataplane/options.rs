@@ -12,6 +12,8 @@ use super::probe;
 pub struct Options {
     /// A folder of our own on a BPF file system. Maps and programs are pinned in it, by layout.
     pub pin_dir: PathBuf,
+    /// Where to note the numbers of our guards, for the case that all of their pins are lost.
+    pub numbers: Option<PathBuf>,
     /// Another object than the embedded one.
     pub object_path: Option<PathBuf>,
     /// Established flows that a new table holds; by the host's memory if not said.

@@ -5,6 +5,7 @@
 //! policy, so each is judged anew before its next packet passes. Whatever its bytes meant to the other
 //! agent, they grant nothing here.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::Context as _;
@@ -117,7 +118,7 @@ pub(super) fn hang(
     left: &[Left],
 ) -> anyhow::Result<Hook> {
     folder.keep(role, program).context("pin the program")?;
-    let hook = Hook::hang(program, interface, way, chain, left)?;
+    let hook = Hook::hang(program, interface, way, chain, left, &BTreeSet::new())?;
     let own = program.info()?.id();
     for other in left.iter().filter(|left| left.id != own) {
         fs::remove_file(&other.pin).context("remove the pin of an earlier program")?;

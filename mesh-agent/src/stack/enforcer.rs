@@ -347,6 +347,7 @@ async fn open_kernel(settings: &Settings) -> anyhow::Result<Backend> {
 fn attach_options(settings: &Settings) -> Options {
     Options {
         pin_dir: settings.pin_dir.clone(),
+        numbers: Some(settings.guard_numbers.clone()),
         object_path: settings.ebpf_object.clone(),
         ..Options::default()
     }

@@ -203,6 +203,8 @@ const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_F_REPLACE: u32 = 1 << 2;
 /// Before all others, as no other is named.
 const BPF_F_BEFORE: u32 = 1 << 3;
+/// Behind the program that `relative_fd` names.
+const BPF_F_AFTER: u32 = 1 << 4;
 
 /// The arm of `union bpf_attr` for attaching and detaching.
 #[repr(C)]
@@ -246,6 +248,25 @@ pub(crate) fn prog_detach(ifindex: u32, attach_type: u32, program: impl AsFd) ->
         target_ifindex: ifindex,
         attach_bpf_fd: number(program.as_fd()),
         attach_type,
+        ..ProgAttach::default()
+    };
+    change(BPF_PROG_DETACH, &attach)
+}
+
+/// Takes the program off that hangs right behind `program`, whichever it is, if nothing has changed since
+/// `revision`: ESTALE otherwise. It needs no descriptor of it.
+pub(crate) fn prog_detach_behind(
+    ifindex: u32,
+    attach_type: u32,
+    program: impl AsFd,
+    revision: u64,
+) -> io::Result<()> {
+    let attach = ProgAttach {
+        target_ifindex: ifindex,
+        attach_type,
+        attach_flags: BPF_F_AFTER,
+        relative_fd: number(program.as_fd()),
+        expected_revision: revision,
         ..ProgAttach::default()
     };
     change(BPF_PROG_DETACH, &attach)

@@ -214,6 +214,42 @@ fn programs_without_pins_go_on_and_are_known_as_orphans() {
     });
 }
 
+/// Others may hang between a guard and one that no pin leads to.
+#[test]
+fn guards_without_pins_are_known_by_their_numbers() {
+    each_chain(|options| {
+        pair();
+        let folder = tempfile::tempdir().unwrap();
+        let in_its = |bpffs: &Bpffs| Options {
+            pin_dir: bpffs.folder("mesh"),
+            numbers: Some(folder.path().join("guards")),
+            ..options.clone()
+        };
+        let start = |bpffs: &Bpffs| {
+            let mut dataplane = Dataplane::attach("two0", &in_its(bpffs)).unwrap();
+            dataplane.guard(["one0"]).unwrap();
+            dataplane
+        };
+        let mut bpffs = Bpffs::mount().unwrap();
+        drop(start(&bpffs));
+        for _ in 0..3 {
+            drop(bpffs);
+            bpffs = Bpffs::mount().unwrap();
+            let mut dataplane = start(&bpffs);
+            assert_eq!(on("one0", options), ["guard"]);
+            assert_eq!(mended(&mut dataplane), []);
+        }
+        // Nobody's that is not noted is touched.
+        let elsewhere = Bpffs::mount().unwrap();
+        let mut stranger = foreign(&elsewhere, options);
+        if !options.clsact {
+            stranger.guard(["one0"]).unwrap();
+            drop(start(&bpffs));
+            assert_eq!(on("one0", options), ["guard", "guard"]);
+        }
+    });
+}
+
 fn mended(dataplane: &mut Dataplane) -> Vec<(String, Lapse)> {
     let (lapses, result) = dataplane.mend_guards();
     result.unwrap();
