@@ -216,7 +216,7 @@ pub struct Explanation {
     pub local: Identity,
     /// The drop reason; 0 if the packet passes.
     pub reason: u8,
-    /// [`Explanation::KNOWN`] and its like.
+    /// [`Explanation::REMEMBERED`] or nothing.
     pub flags: u8,
     pub pad: u16,
 }
@@ -224,10 +224,8 @@ pub struct Explanation {
 const _: () = assert!(size_of::<Explanation>() == 16);
 
 impl Explanation {
-    /// A flow in the table answered, and no policy was asked: it was judged under this generation.
-    pub const KNOWN: u8 = 1;
     /// The packet would be remembered as a flow.
-    pub const REMEMBERED: u8 = 2;
+    pub const REMEMBERED: u8 = 1;
 
     /// From the head of what a dry run gave back.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {

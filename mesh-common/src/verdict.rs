@@ -228,6 +228,20 @@ pub fn decide(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     {
         return verdict;
     }
+    new(facts, now, tables)
+}
+
+/// [`decide`], as if no table knew the packet's flow.
+#[inline(always)]
+pub fn decide_new(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
+    if tables.generation() == 0 {
+        return Verdict::refused(DropReason::NoPolicy);
+    }
+    new(facts, now, tables)
+}
+
+#[inline(always)]
+fn new(facts: &Facts, now: u64, tables: &impl Lookup) -> Verdict {
     if opens(facts) {
         opening::unknown(facts, now, tables)
     } else {
@@ -313,8 +327,8 @@ fn known(
             }
         }
     }
-    // A connection that was reset is forgotten on time, however often the ends repeat themselves.
-    if state.flags & flags::RESET == 0 {
+    // Repeating a reset keeps nothing alive. Whatever else comes does: the ends did not believe it.
+    if state.flags & flags::RESET == 0 || facts.tcp & tcp::RST == 0 {
         next.last_seen = now;
     }
     let first = confirms && state.flags & flags::CONFIRMED == 0;

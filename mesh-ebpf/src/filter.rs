@@ -157,7 +157,8 @@ fn conclude<const AT: usize>(ctx: &TcContext, config: &Config, direction: Direct
     NEXT
 }
 
-/// What [`run`] would do, written over the packet's first bytes; nothing is remembered or counted.
+/// What [`run`] would do with the packet if no table knew its flow, written over its first bytes; nothing is
+/// remembered or counted.
 #[inline(always)]
 pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
     let Some(config) = CFG.get(0) else {
@@ -170,7 +171,7 @@ pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
     let scratch = unsafe { &mut *scratch };
     let Scratch { facts, verdict, .. } = scratch;
     if read(&Skb::<0>::new(ctx), direction, facts, verdict) {
-        judge(scratch, config, Seen::Facts);
+        judge(scratch, config, Seen::NewFlow);
     }
     // SAFETY: always written.
     let verdict = unsafe { scratch.verdict.assume_init_ref() };
@@ -180,7 +181,6 @@ pub fn explain(ctx: &TcContext, direction: Direction) -> i32 {
         local: verdict.local,
         reason: stats::number(verdict),
         flags: match verdict.effect {
-            Effect::TouchEstablished | Effect::TouchHalfOpen => Explanation::KNOWN,
             Effect::Open => Explanation::REMEMBERED,
             _ => 0,
         },

@@ -331,6 +331,22 @@ fn a_reset_is_not_kept_alive_by_repeating_it() {
     assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), NO_FLOW);
 }
 
+/// As a TCP does not that is outside of its window (RFC 5961, section 3.2).
+#[test]
+fn a_connection_whose_ends_do_not_believe_a_reset_goes_on_while_it_carries_something() {
+    let mut kernel = kernel();
+    handshake(&mut kernel);
+    assert_eq!(kernel.outcome(Egress, &tcp(Egress, RST)), PASS);
+    for _ in 0..5 {
+        kernel.age(6);
+        assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), PASS);
+        kernel.age(6);
+        assert_eq!(kernel.outcome(Egress, &tcp(Egress, ACK)), PASS);
+    }
+    kernel.age(11);
+    assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, ACK)), NO_FLOW);
+}
+
 #[test]
 fn what_was_closed_opens_anew_through_the_policy() {
     let mut kernel = kernel();

@@ -192,6 +192,7 @@ impl Oracle {
             };
         }
         let was_reset = flow.reset;
+        let mut resets = false;
         match packet.body {
             _ if packet.is_later_fragment() => {}
             Body::Tcp { flags, .. } if from_opener => {
@@ -202,7 +203,7 @@ impl Oracle {
                     flow.established = true;
                 }
                 flow.opener_is_done |= flags & FIN != 0;
-                flow.reset |= flags & RST != 0;
+                resets = flags & RST != 0;
             }
             Body::Tcp { flags, .. } => {
                 if flags & (ACK | RST) == 0 {
@@ -210,11 +211,13 @@ impl Oracle {
                 }
                 flow.answered |= flags & SYN != 0;
                 flow.responder_is_done |= flags & FIN != 0;
-                flow.reset |= flags & RST != 0;
+                resets = flags & RST != 0;
             }
             _ => flow.established |= !from_opener,
         }
-        if !was_reset {
+        flow.reset |= resets;
+        // Only the first one counts as a sign of life.
+        if !(was_reset && resets) {
             flow.last = self.seconds;
         }
         self.flows.insert(name.clone(), flow);

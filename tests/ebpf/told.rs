@@ -125,16 +125,17 @@ fn an_explanation_says_what_would_happen_and_leaves_no_trace() {
     assert_eq!(flows(&kernel), (0, 0));
     assert_eq!(kernel.dataplane().counters().unwrap(), before);
     assert!(kernel.events().is_empty());
-    handshake(&mut kernel);
-    let would = explain(&mut kernel, &tcp(Ingress, ACK));
-    assert_eq!(
-        (would.reason, would.rule, would.flags),
-        (0, RuleId(1), Explanation::KNOWN)
-    );
-    // What the packet before has found, or has not, is forgotten.
-    assert_eq!(kernel.outcome(Ingress, &udp(Ingress)), PASS);
-    let would = explain(&mut kernel, &tcp(Ingress, ACK));
-    assert_eq!(would.flags, Explanation::KNOWN);
+    // Of the very flow that it asks about it knows nothing, in either table.
+    assert_eq!(kernel.outcome(Ingress, &tcp(Ingress, SYN)), PASS);
+    for flow_is in [(1, 0), (0, 1)] {
+        assert_eq!(flows(&kernel), flow_is);
+        let would = explain(&mut kernel, &tcp(Ingress, SYN));
+        assert_eq!((would.reason, would.rule), (0, RuleId(1)));
+        assert_eq!(would.flags, Explanation::REMEMBERED);
+        let answer = tcp_between(PEER, [40_000, 22], Egress, SYN);
+        assert_eq!(ask(&mut kernel, "why_eg", &answer).reason, 23);
+        handshake(&mut kernel);
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_common::packet::{self, Slice};
-use mesh_common::verdict::complete;
-use mesh_common::{Direction, RuleId, decide};
+use mesh_common::verdict::{complete, decide_new};
+use mesh_common::{Direction, RuleId};
 use mesh_core::dataplane::why::Answer;
 use mesh_core::dataplane::{Review, Tables};
 
@@ -40,7 +40,7 @@ impl Filter {
         self.engine().review(tables)
     }
 
-    /// What [`Filter::judge`] would do with a packet. Remembers nothing and counts nothing.
+    /// What [`Filter::judge`] would do with a packet if it knew no flow of it. Remembers nothing and counts nothing.
     pub fn explain(&self, direction: Direction, packet: &[u8]) -> Answer {
         let now = self.now();
         let engine = self.engine();
@@ -54,7 +54,7 @@ impl Filter {
         };
         match complete(&mut facts, now, &*engine) {
             Ok(()) => {
-                let verdict = decide(&facts, now, &*engine);
+                let verdict = decide_new(&facts, now, &*engine);
                 Answer {
                     drop: verdict.drop,
                     rule: verdict.rule,
