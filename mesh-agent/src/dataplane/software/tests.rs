@@ -93,6 +93,27 @@ fn an_edit_ends_a_running_flow_and_its_revert_revives_it() {
     assert!(engine.judge(Direction::Ingress, &mut packet, 2).passes());
 }
 
+/// Of a protocol without ports that is every flow between the two addresses.
+#[test]
+fn an_explanation_does_not_know_the_flow_that_it_asks_about() {
+    let filter = Filter::new();
+    let allowed = tables();
+    filter.apply(&allowed);
+    let (mut ask, mut answer) = (udp(PEER, ME, [4000, 53]), udp(ME, PEER, [53, 4000]));
+    assert!(filter.judge(Direction::Ingress, &mut ask).passes());
+    assert!(filter.judge(Direction::Egress, &mut answer).passes());
+    let drop = |direction, packet: &[u8]| filter.explain(direction, packet).drop;
+    let no_rule = Some(DropReason::NoRule);
+    assert_eq!(drop(Direction::Ingress, &ask), None);
+    assert_eq!(drop(Direction::Egress, &answer), no_rule);
+    let denied = Tables {
+        rows: BTreeMap::new(),
+        ..allowed
+    };
+    filter.apply(&denied);
+    assert_eq!(drop(Direction::Ingress, &ask), no_rule);
+}
+
 #[test]
 fn a_peer_that_floods_passes_for_itself_and_takes_nobodys_place() {
     let mut engine = Engine::default();
