@@ -3,6 +3,8 @@
 //! A number says nothing by itself. It has meaning only beside the policy entries of the same
 //! netmap, which is why 0 (what an empty map gives) must mean "known to nobody".
 
+use crate::Address;
+
 /// One identity, as the policy maps spell it.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -88,6 +90,31 @@ impl Sides {
 }
 
 const _: () = assert!(size_of::<Sides>() == 24);
+
+/// What the program `identify` is told: an address that has an entry, and what that is to become.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identified {
+    pub address: Address,
+    pub sides: Sides,
+}
+
+impl Identified {
+    /// As it lies in memory.
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let (address, rest) = bytes.split_at_mut(size_of::<Address>());
+        address.copy_from_slice(&self.address.octets());
+        let entries = self.sides.0.iter();
+        let words = entries.flat_map(|entry| [entry.identity.0, entry.flags, entry.peer]);
+        for (place, word) in rest.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+const _: () = assert!(size_of::<Identified>() == 40);
 
 /// The generation after `generation`: of the other side, and never 0, which means that no policy was loaded.
 pub const fn next_generation(generation: u32) -> u32 {

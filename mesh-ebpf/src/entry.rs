@@ -6,7 +6,7 @@ use mesh_common::Direction;
 
 use crate::maps::CFG;
 use crate::tc::{DROP, L3, NEXT};
-use crate::{filter, guard, half_open, meta};
+use crate::{filter, guard, half_open, meta, tables};
 
 #[classifier]
 pub fn mesh_in(ctx: TcContext) -> i32 {
@@ -51,6 +51,16 @@ pub fn revoke(ctx: TcContext) -> i32 {
     };
     half_open::revoke(&ended, config);
     NEXT
+}
+
+/// Writes an entry of `id_exact` where it lies, by BPF_PROG_TEST_RUN: the packet begins with a
+/// [`mesh_common::identity::Identified`]. Refused if there is no such entry.
+#[classifier]
+pub fn identify(ctx: TcContext) -> i32 {
+    match ctx.load(0) {
+        Ok(told) if tables::identify(&told) => NEXT,
+        _ => DROP,
+    }
 }
 
 /// Writes the counter of ticks over a packet's first bytes, by BPF_PROG_TEST_RUN.

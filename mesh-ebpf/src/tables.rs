@@ -10,6 +10,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use mesh_common::budget::{Bucket, ICMP_ERRORS};
 use mesh_common::event::PEER_RATE;
 use mesh_common::flow::{Flow, FlowKey, FlowState, FragmentEntry, FragmentKey, Stage, flags};
+use mesh_common::identity::Identified;
 use mesh_common::maps::Config;
 use mesh_common::place::Place;
 use mesh_common::verdict::{Lookup, rate};
@@ -192,11 +193,23 @@ pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
     !half_open::may_hold(*place) && established::find(place, key).is_none()
 }
 
+/// In place, because an entry that user space replaces is given to the next address at once, and a program that has
+/// just found it would read who stands behind that. What is read meanwhile does not change: it is the other side.
+#[inline(always)]
+pub fn identify(told: &Identified) -> bool {
+    let Some(sides) = ID_EXACT.get_ptr_mut(told.address) else {
+        return false;
+    };
+    // SAFETY: the pointer that the look-up returned; user space takes turns.
+    unsafe { sides.write(told.sides) };
+    true
+}
+
 /// Who stands behind an address: its own entry, else the longest prefix's.
 #[inline(always)]
 fn identity<'a>(address: &Address, asked: &'a Asked) -> &'a IdentityEntry {
-    // SAFETY: the entry is copied at once. User space replaces entries, but the kernel may give what it has replaced
-    // to the next one before we have copied it, where this CPU stands still for as long.
+    // SAFETY: of an entry user space changes only the side that nobody reads, and where it has removed one it waits
+    // until we are done.
     let exact = unsafe { ID_EXACT.get(address) };
     match exact.or_else(|| ID_CIDR.get(Key::new(128, *address))) {
         Some(sides) => sides.at(asked.generation),

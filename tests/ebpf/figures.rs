@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::kernel::Kernel;
 
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "mesh_in",
     "mesh_eg",
     "mesh_in_l2",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 9] = [
     "why_eg",
     "ticks",
     "revoke",
+    "identify",
 ];
 
 /// Compiled in: a virtual machine has no checkout.

@@ -4,6 +4,7 @@ use aya::programs::SchedClassifier;
 use mesh_agent::dataplane::Only;
 use mesh_common::addr::Prefix;
 use mesh_common::flow::{FlowEntry, FlowKey};
+use mesh_common::identity::Identified;
 use mesh_common::policy::PolicyPrefix;
 use mesh_common::{
     Address, Be16, Be32, DropReason, IdentityEntry, PolicyEntry, PolicyKey, Sides, maps,
@@ -248,6 +249,57 @@ fn no_packet_meets_half_a_policy() {
     );
     assert_eq!(intruder.0, 0, "of {} packets", intruder.1);
     assert_eq!(guest.0, guest.1);
+}
+
+/// Where entries were replaced instead, a few of a million packets met another address's, in the moment between
+/// finding and reading it.
+#[test]
+fn who_is_behind_an_address_is_written_where_it_lies() {
+    let mut kernel = Kernel::new();
+    let tables = tables();
+    kernel.apply(&tables);
+    let told = |address: Address, entry: &IdentityEntry| {
+        let mut packet = [0; 64];
+        let sides = Sides::both(*entry);
+        let told = Identified { address, sides }.bytes();
+        packet[..told.len()].copy_from_slice(&told);
+        packet
+    };
+    let hosts = tables.identities.iter();
+    let hosts = hosts.filter(|(prefix, _)| prefix.len == 128);
+    let hosts: Vec<_> = hosts
+        .map(|(prefix, entry)| told(prefix.address, entry))
+        .collect();
+    assert!(hosts.len() > 2);
+    let nobody = Address::from(std::net::IpAddr::from([192, 0, 2, 9]));
+    let asked = told(nobody, &IdentityEntry::UNKNOWN);
+    assert_eq!(kernel.explain("identify", &asked).0, 2, "of no entry");
+
+    let runner = kernel.runner();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (passed, asked) = std::thread::scope(|scope| {
+        let judged = scope.spawn(|| {
+            let (mut passed, mut asked) = (0_u32, 0_u32);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // Each from a port of its own, as a flow that stands is not asked about.
+                let port = 1_024 + (asked % 60_000) as u16;
+                let syn = tcp_between(PEER, [port, 22], Direction::Ingress, SYN);
+                passed += u32::from(runner.passes(Direction::Ingress, &syn));
+                asked += 1;
+            }
+            (passed, asked)
+        });
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_secs(2) {
+            for told in &hosts {
+                assert_eq!(kernel.run_program("identify", told, 1).0, u32::MAX);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        judged.join().unwrap()
+    });
+    println!("figure: {passed} of {asked} packets passed");
+    assert_eq!(passed, asked);
 }
 
 #[test]

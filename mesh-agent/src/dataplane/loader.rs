@@ -31,7 +31,7 @@ use super::half_open::REVOKE;
 use super::options::{Foreign, Options};
 use super::pins::{Folder, Pins, Role};
 use super::probe;
-use super::tables::{ApplyError, Kernel};
+use super::tables::{ApplyError, IDENTIFY, Kernel};
 use super::takeover::{carry_flows, carry_half_open, found, hang, hang_or_wait, left};
 use super::usage::{Usage, memory};
 use super::{Counters, FlowEvent};
@@ -79,6 +79,7 @@ impl Dataplane {
             })?;
         // Now, so that a kernel that refuses it does so here and not at the first change of policy.
         classifier(&mut ebpf, REVOKE)?;
+        classifier(&mut ebpf, IDENTIFY)?;
         let failed = |program| failed(program, interface);
         let earlier = folder
             .others()
@@ -145,7 +146,8 @@ impl Dataplane {
     /// Blocks for some tens of milliseconds where the change before is not made on both sides yet: the kernel
     /// waits until no CPU uses the policy before that.
     pub fn apply(&mut self, tables: &Tables) -> Result<(), ApplyError> {
-        self.kernel.apply(tables)?;
+        let identify = classifier(&mut self.ebpf, IDENTIFY).map_err(ApplyError::Load)?;
+        self.kernel.apply(tables, identify)?;
         if self.earlier.is_empty() {
             return Ok(());
         }
@@ -248,9 +250,15 @@ impl Dataplane {
     /// the packet path honours timeouts by itself, this frees their memory. And does what the last change
     /// has left for later.
     pub fn sweep(&mut self) -> Result<usize, ApplyError> {
-        let caught_up = self.kernel.catch_up();
+        let caught_up = self.catch_up();
         let swept = self.kernel.sweep();
         caught_up.and(swept)
+    }
+
+    /// Does what the last change of the policy has left for later.
+    pub fn catch_up(&mut self) -> Result<(), ApplyError> {
+        let identify = classifier(&mut self.ebpf, IDENTIFY).map_err(ApplyError::Load)?;
+        self.kernel.catch_up(identify)
     }
 
     /// Whether the last sweep found so many established flows that no more are taken in.
@@ -263,7 +271,7 @@ impl Dataplane {
     /// that send none.
     pub fn review(&mut self, tables: &Tables) -> Result<Vec<(FlowKey, FlowEntry)>, ApplyError> {
         // No packet is under way any more that would open a flow by the policy before.
-        if let Err(error) = self.kernel.catch_up() {
+        if let Err(error) = self.catch_up() {
             warn!(%error, "make the change of the policy on the other side");
         }
         let revoke = classifier(&mut self.ebpf, REVOKE).map_err(ApplyError::Load)?;

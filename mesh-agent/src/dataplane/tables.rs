@@ -6,18 +6,20 @@
 //! Until the generation is raised nothing has happened: after an error the next attempt first gives the other
 //! side what the one in use has.
 
-use std::array;
 use std::collections::BTreeMap;
+use std::{array, io};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
 };
+use aya::programs::SchedClassifier;
 use aya::{Ebpf, util};
 use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::PICKUP;
+use mesh_common::identity::Identified;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Secret;
 use mesh_common::policy::PolicyPrefix;
@@ -26,6 +28,7 @@ use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, Turn, layout, re
 use rand_core::{OsRng, RngCore as _};
 
 use super::clock::{self, Clock};
+use super::dry;
 use super::error::AttachError;
 use super::established::Established;
 use super::options::{Foreign, Options};
@@ -34,6 +37,8 @@ use crate::sys;
 
 /// `BPF_NOEXIST`: do not overwrite.
 const ONLY_NEW: u64 = 1;
+/// The program that writes an entry of `id_exact` where it lies.
+pub(super) const IDENTIFY: &str = "identify";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -55,7 +60,7 @@ pub enum ApplyError {
     #[error(transparent)]
     Load(AttachError),
     #[error("count the CPUs")]
-    Cpus(#[source] std::io::Error),
+    Cpus(#[source] io::Error),
 }
 
 impl ApplyError {
@@ -233,9 +238,14 @@ impl Kernel {
             })
     }
 
-    pub(super) fn apply(&mut self, desired: &Tables) -> Result<(), ApplyError> {
+    /// `identify` is the program [`IDENTIFY`].
+    pub(super) fn apply(
+        &mut self,
+        desired: &Tables,
+        identify: &SchedClassifier,
+    ) -> Result<(), ApplyError> {
         check_room(desired)?;
-        self.catch_up()?;
+        self.catch_up(identify)?;
         let ops = reconcile(&self.observed, desired);
         let mut change = Change {
             rows: layout(changed(&ops), &desired.rows),
@@ -259,7 +269,8 @@ impl Kernel {
                 // Written already.
                 TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
                 TableOp::Identify(prefix, Turn { before, after }) => {
-                    self.identify(prefix, Sides::turn(generation, *before, *after))?;
+                    let sides = Sides::turn(generation, *before, *after);
+                    self.identify(prefix, sides, identify)?;
                 }
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => change.rules.push(*rule),
@@ -313,29 +324,35 @@ impl Kernel {
     }
 
     /// Makes the last change in the side that has gone out of use.
-    pub fn catch_up(&mut self) -> Result<(), ApplyError> {
+    pub(super) fn catch_up(&mut self, identify: &SchedClassifier) -> Result<(), ApplyError> {
         let Some(change) = self.behind.take() else {
             return Ok(());
         };
-        let made = self.repeat(&change);
+        let made = self.repeat(&change, identify);
         if made.is_err() {
             self.behind = Some(change);
         }
         made
     }
 
-    fn repeat(&mut self, change: &Change) -> Result<(), ApplyError> {
-        sys::maps::wait_for_programs().map_err(ApplyError::at("wait for packets under way"))?;
+    fn repeat(&mut self, change: &Change, identify: &SchedClassifier) -> Result<(), ApplyError> {
+        let wait =
+            || sys::maps::wait_for_programs().map_err(ApplyError::at("wait for packets under way"));
+        wait()?;
         let (used, gone): (Vec<&Prefix>, Vec<_>) = change
             .prefixes
             .iter()
             .partition(|prefix| self.observed.identities.contains_key(*prefix));
-        // First, as it makes room.
-        for prefix in gone {
+        // First, as it makes room: which no other entry may take as long as a program reads this one.
+        for prefix in &gone {
             self.forget(prefix)?;
         }
+        if !gone.is_empty() {
+            wait()?;
+        }
         for prefix in used {
-            self.identify(prefix, Sides::both(self.observed.identities[prefix]))?;
+            let sides = Sides::both(self.observed.identities[prefix]);
+            self.identify(prefix, sides, identify)?;
         }
         for rule in &change.rules {
             let removed = self.rule_ctr.remove(&rule.0);
@@ -370,12 +387,29 @@ impl Kernel {
         Ok(made)
     }
 
-    fn identify(&mut self, prefix: &Prefix, sides: Sides) -> Result<(), ApplyError> {
+    /// A trie's entry is replaced, and kept until nobody reads it (`kfree_rcu`); a hash's is written where it lies,
+    /// because what was replaced there goes to the next one at once.
+    fn identify(
+        &mut self,
+        prefix: &Prefix,
+        sides: Sides,
+        identify: &SchedClassifier,
+    ) -> Result<(), ApplyError> {
+        let address = prefix.address;
         let written = if prefix.len == 128 {
-            self.exact.insert(prefix.address, sides, 0)
+            match self.exact.insert(address, sides, ONLY_NEW) {
+                Err(error) if is_there(&error) => {
+                    // As long as newer kernels want a packet to be.
+                    let mut packet = [0; 64];
+                    let told = Identified { address, sides }.bytes();
+                    packet[..told.len()].copy_from_slice(&told);
+                    let run = dry::run(identify, &packet, &mut [0; 64]);
+                    run.map_err(|error| MapError::IoError(io::Error::other(error)))
+                }
+                result => result,
+            }
         } else {
-            let key = Key::new(prefix.len, prefix.address);
-            self.cidr.insert(&key, sides, 0)
+            self.cidr.insert(&Key::new(prefix.len, address), sides, 0)
         };
         written.map_err(ApplyError::at("write who stands behind a prefix"))
     }
@@ -395,8 +429,7 @@ impl Kernel {
         let zero =
             PerCpuValues::try_from(vec![Count::default(); cpus]).map_err(ApplyError::Cpus)?;
         match self.rule_ctr.insert(rule.0, zero, ONLY_NEW) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) if is_there(&error) => {}
             other => other.map_err(ApplyError::at("make a rule's counter"))?,
         }
         self.observed.rules.insert(rule);
@@ -453,11 +486,14 @@ fn changed(ops: &[TableOp]) -> impl Iterator<Item = &PolicyPrefix> {
     })
 }
 
+/// An answer to [`ONLY_NEW`].
+fn is_there(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EEXIST))
+}
+
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-        {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
             Ok(())
         }
         Err(MapError::KeyNotFound) => Ok(()),

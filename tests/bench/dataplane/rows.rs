@@ -369,7 +369,7 @@ fn swap(bench: &mut Bench, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
         let begun = Instant::now();
         bench.dataplane.apply(next)?;
         in_force.push(begun.elapsed().as_secs_f64() * 1e3);
-        bench.dataplane.kernel().catch_up()?;
+        bench.dataplane.catch_up()?;
         ready.push(begun.elapsed().as_secs_f64() * 1e3);
     }
     rows.push(Row::new("swap_10000", "ms", in_force));
