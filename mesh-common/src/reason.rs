@@ -49,7 +49,7 @@ reasons! {
     TooManyExtensions = 9, "too many extension headers",
         "More than four IPv6 extension headers.";
     TcpFlags = 10, "tcp flags",
-        "TCP flags that no connection uses: a port scan, as a rule.";
+        "TCP flags that no connection uses, as FIN without ACK: a port scan, as a rule.";
     IcmpRefused = 11, "icmp refused",
         "ICMP redirect, router or neighbour discovery: nothing in a mesh may send them.";
     IcmpErrorMalformed = 12, "icmp error malformed",

@@ -127,7 +127,7 @@ pub(super) fn readable(packet: &Packet) -> Outcome {
     }
     match &packet.body {
         Body::Tcp { flags, .. } => {
-            let none = flags & (SYN | ACK | RST | FIN) == 0;
+            let none = flags & (SYN | ACK | RST) == 0;
             if none || (flags & SYN != 0 && flags & (FIN | RST) != 0) {
                 return Err("tcp flags");
             }
