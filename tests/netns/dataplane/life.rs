@@ -249,7 +249,10 @@ fn programs_that_somebody_takes_off_are_put_back_behind_a_closed_device() {
         };
         host.inside(|| {
             let thief = mesh_agent::dataplane::Dataplane::attach("mesh0", &options).unwrap();
-            thief.detach().unwrap();
+            // The agent may have made pins again before the last one is gone.
+            if let Err(error) = thief.detach() {
+                println!("{error:#}");
+            }
         })
         .unwrap();
     }
