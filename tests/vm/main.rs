@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
 use mesh_tests::vm::{Guest, Kernel};
 use report::Report;
@@ -55,7 +55,13 @@ fn main() -> Result<ExitCode> {
     }
     let target = target()?;
     let cache = target.join("vm");
-    let guest = suites::build(&options.suites, options.filter.as_deref(), &target)?;
+    let (alone, together): (Vec<_>, Vec<_>) = options
+        .suites
+        .iter()
+        .copied()
+        .partition(|suite| suite.goes_by_the_clock());
+    let build = |suites: &[Suite]| suites::build(suites, options.filter.as_deref(), &target);
+    let (alone, together) = (build(&alone)?, build(&together)?);
 
     let machines = options
         .kernels
@@ -63,10 +69,11 @@ fn main() -> Result<ExitCode> {
         .map(|series| Ok((series, Kernel::newest(series, &cache)?)))
         .collect::<Result<Vec<_>>>()?;
     // All at once: most of their time they wait for timers of their own.
-    let results = thread::scope(|scope| {
+    let mut results = thread::scope(|scope| {
         let running: Vec<_> = machines
             .iter()
-            .map(|(series, kernel)| scope.spawn(|| run(series, kernel, &guest, &cache)))
+            .filter(|_| !together.steps.is_empty())
+            .map(|(series, kernel)| scope.spawn(|| run(series, kernel, &together, &cache)))
             .collect();
         let ended = running.into_iter().map(|machine| {
             machine
@@ -75,6 +82,10 @@ fn main() -> Result<ExitCode> {
         });
         ended.collect::<Result<Vec<_>>>()
     })?;
+    for (series, kernel) in machines.iter().filter(|_| !alone.steps.is_empty()) {
+        results.push(run(series, kernel, &alone, &cache)?);
+    }
+    ensure!(!results.is_empty(), "the filter leaves nothing to run");
     for line in results.iter().flat_map(|(closing, _)| closing) {
         println!("{line}");
     }

@@ -29,6 +29,12 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
+    /// Asks how soon something happens on several nodes at once, which has an answer only where no other machine
+    /// is at work.
+    pub(crate) fn goes_by_the_clock(self) -> bool {
+        self == Self::Demo
+    }
+
     fn recipe(self) -> Recipe {
         match self {
             Self::Kernel => Recipe {
