@@ -206,6 +206,7 @@ mod tests {
     fn a_responder_cannot_open_in_the_flow_of_another() {
         assert_eq!(step(0, End::Responder, SYN), None);
         assert_eq!(step(flags::REPLIED, End::Responder, SYN), None);
+        assert_eq!(step(flags::REPLIED, End::Responder, FIN), None);
         assert_eq!(step(flags::REPLIED, End::Opener, SYN | ACK), None);
     }
 
