@@ -19,11 +19,13 @@ mod attach;
 mod clock;
 mod counters;
 mod dry;
+mod entries;
 mod error;
 mod established;
 mod events;
 mod guard;
 mod half_open;
+mod identities;
 mod loader;
 mod numbers;
 mod options;
@@ -37,14 +39,13 @@ mod takeover;
 mod usage;
 mod walk;
 
-pub use error::AttachError;
+pub use error::{ApplyError, AttachError};
 pub use established::{Established, Only};
 pub use events::READ_WITHIN;
 pub use half_open::all as half_open_flows;
 pub use loader::Dataplane;
 pub use mesh_common::event::{EventKind, FlowEvent};
 pub use options::{Foreign, Options};
-pub use tables::ApplyError;
 pub use usage::Usage;
 
 /// How many packets met which end.

@@ -7,7 +7,8 @@ use aya::util;
 use mesh_common::maps::{self, Count};
 use mesh_common::{Direction, DropReason};
 
-use super::tables::{ApplyError, Kernel};
+use super::error::ApplyError;
+use super::tables::Kernel;
 use super::{Counters, EventKind};
 
 impl Kernel {

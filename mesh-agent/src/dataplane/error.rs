@@ -1,8 +1,9 @@
-//! Why no programs filter on a device.
+//! Why no programs filter on a device, or not by the policy that they are given.
 
 use std::io;
 use std::path::PathBuf;
 
+use aya::maps::MapError;
 use mesh_common::maps::Shape;
 
 /// Why no programs filter on the device. In every case the device must stay down, or packets be
@@ -37,7 +38,7 @@ pub enum AttachError {
     Pinned {
         map: &'static str,
         #[source]
-        source: Box<aya::maps::MapError>,
+        source: Box<MapError>,
     },
     #[error("load the BPF object")]
     Load(#[source] Box<aya::EbpfError>),
@@ -60,8 +61,41 @@ pub enum AttachError {
     Map {
         map: &'static str,
         #[source]
-        source: Box<aya::maps::MapError>,
+        source: Box<MapError>,
     },
+}
+
+/// Why a policy is not in use, or not by every program.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("{count} {what}, and the kernel's table holds {capacity}: the old policy stands")]
+    Full {
+        what: &'static str,
+        count: usize,
+        capacity: u32,
+    },
+    #[error("{step}")]
+    Kernel {
+        step: &'static str,
+        #[source]
+        source: Box<MapError>,
+    },
+    /// The policy is loaded, and programs of another layout still filter under the one before.
+    #[error("take over from another layout's programs")]
+    TakeOver(#[source] anyhow::Error),
+    #[error(transparent)]
+    Load(AttachError),
+    #[error("count the CPUs")]
+    Cpus(#[source] io::Error),
+}
+
+impl ApplyError {
+    pub(super) fn at(step: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::Kernel {
+            step,
+            source: Box::new(source),
+        }
+    }
 }
 
 pub(super) fn failed(

@@ -10,8 +10,9 @@ use mesh_common::budget::PeerFreed;
 use mesh_common::maps::Config;
 
 use super::clock;
+use super::error::ApplyError;
 use super::established::Established;
-use super::tables::{ApplyError, Kernel};
+use super::tables::Kernel;
 
 /// Nanoseconds between a flow's end and its removal.
 const GRACE: u64 = 5_000_000_000;

@@ -6,10 +6,8 @@
 //! Until the generation is raised nothing has happened: after an error the next attempt first gives the other
 //! side what the one in use has.
 
-use std::collections::BTreeMap;
-use std::{array, io};
+use std::array;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
 };
@@ -19,64 +17,26 @@ use mesh_common::addr::Prefix;
 use mesh_common::budget::{PeerFreed, PeerLoad};
 use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::PICKUP;
-use mesh_common::identity::Identified;
 use mesh_common::maps::{self, Config, Count};
 use mesh_common::place::Secret;
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::{Address, RuleId, Sides, next_generation, side};
+use mesh_common::{RuleId, Sides, next_generation, side};
 use mesh_core::dataplane::{RowWrite, Settings, TableOp, Tables, Turn, layout, reconcile};
 use rand_core::{OsRng, RngCore as _};
 
 use super::clock::{self, Clock};
-use super::dry;
-use super::error::AttachError;
+use super::entries::{ONLY_NEW, ignore_missing, is_there, take};
+use super::error::{ApplyError, AttachError};
 use super::established::Established;
+use super::identities::Identities;
 use super::options::{Foreign, Options};
 use super::policy::Policy;
 use crate::sys;
 
-/// `BPF_NOEXIST`: do not overwrite.
-const ONLY_NEW: u64 = 1;
-/// The program that writes an entry of `id_exact` where it lies.
-pub(super) const IDENTIFY: &str = "identify";
-
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    #[error("{count} {what}, and the kernel's table holds {capacity}: the old policy stands")]
-    Full {
-        what: &'static str,
-        count: usize,
-        capacity: u32,
-    },
-    #[error("{step}")]
-    Kernel {
-        step: &'static str,
-        #[source]
-        source: Box<MapError>,
-    },
-    /// The policy is loaded, and programs of another layout still filter under the one before.
-    #[error("take over from another layout's programs")]
-    TakeOver(#[source] anyhow::Error),
-    #[error(transparent)]
-    Load(AttachError),
-    #[error("count the CPUs")]
-    Cpus(#[source] io::Error),
-}
-
-impl ApplyError {
-    pub(super) fn at(step: &'static str) -> impl FnOnce(MapError) -> Self {
-        move |source| Self::Kernel {
-            step,
-            source: Box::new(source),
-        }
-    }
-}
-
 /// The kernel's tables, and what we know of their content.
 pub struct Kernel {
     pub(super) cfg: Array<MapData, Config>,
-    exact: HashMap<MapData, Address, Sides>,
-    cidr: LpmTrie<MapData, Address, Sides>,
+    identities: Identities,
     outer: ArrayOfMaps<MapData, MapData>,
     rule_ctr: PerCpuHashMap<MapData, u32, Count>,
     pub(super) reason_ctr: PerCpuArray<MapData, Count>,
@@ -116,17 +76,6 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    map: &'static str,
-) -> Result<M, AttachError> {
-    let found = ebpf.take_map(map).ok_or(AttachError::Incomplete(map))?;
-    M::try_from(found).map_err(|source| AttachError::Map {
-        map,
-        source: Box::new(source),
-    })
-}
-
 impl Kernel {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
         let flow_capacity = match ebpf.map(maps::CT_EST) {
@@ -155,8 +104,7 @@ impl Kernel {
         let mut kernel = Self {
             flow_capacity: flow_capacity.max_entries(),
             cfg,
-            exact: take(ebpf, maps::ID_EXACT)?,
-            cidr: take(ebpf, maps::ID_CIDR)?,
+            identities: Identities::open(ebpf)?,
             outer: take(ebpf, maps::POL)?,
             rule_ctr: take(ebpf, maps::RULE_CTR)?,
             reason_ctr: take(ebpf, maps::REASON_CTR)?,
@@ -182,17 +130,7 @@ impl Kernel {
     /// Reads what an earlier agent left. Its policy cannot be read (that takes CAP_SYS_ADMIN), only
     /// replaced; until then it goes on deciding.
     fn adopt(&mut self) -> Result<(), MapError> {
-        let generation = self.config.generation;
-        let mut identities = BTreeMap::new();
-        for entry in &self.exact {
-            let (address, sides) = entry?;
-            identities.insert(Prefix { len: 128, address }, *sides.at(generation));
-        }
-        for entry in &self.cidr {
-            let (key, sides) = entry?;
-            let (len, address) = (key.prefix_len(), key.data());
-            identities.insert(Prefix { len, address }, *sides.at(generation));
-        }
+        let identities = self.identities.read(self.config.generation)?;
         // It may have died in the midst of writing.
         self.behind = Some(Change {
             prefixes: identities.keys().copied().collect(),
@@ -238,7 +176,7 @@ impl Kernel {
             })
     }
 
-    /// `identify` is the program [`IDENTIFY`].
+    /// `identify` is the program of that name.
     pub(super) fn apply(
         &mut self,
         desired: &Tables,
@@ -270,7 +208,7 @@ impl Kernel {
                 TableOp::SetRow(..) | TableOp::RemoveRow(_) => {}
                 TableOp::Identify(prefix, Turn { before, after }) => {
                     let sides = Sides::turn(generation, *before, *after);
-                    self.identify(prefix, sides, identify)?;
+                    self.identities.write(prefix, sides, identify)?;
                 }
                 TableOp::CountRule(rule) => self.count_rule(*rule)?,
                 TableOp::ForgetRule(rule) => change.rules.push(*rule),
@@ -345,14 +283,14 @@ impl Kernel {
             .partition(|prefix| self.observed.identities.contains_key(*prefix));
         // First, as it makes room: which no other entry may take as long as a program reads this one.
         for prefix in &gone {
-            self.forget(prefix)?;
+            self.identities.forget(prefix)?;
         }
         if !gone.is_empty() {
             wait()?;
         }
         for prefix in used {
             let sides = Sides::both(self.observed.identities[prefix]);
-            self.identify(prefix, sides, identify)?;
+            self.identities.write(prefix, sides, identify)?;
         }
         for rule in &change.rules {
             let removed = self.rule_ctr.remove(&rule.0);
@@ -385,42 +323,6 @@ impl Kernel {
             .set(slot, made.map(), 0)
             .map_err(ApplyError::at("put the policy beside the one in use"))?;
         Ok(made)
-    }
-
-    /// A trie's entry is replaced, and kept until nobody reads it (`kfree_rcu`); a hash's is written where it lies,
-    /// because what was replaced there goes to the next one at once.
-    fn identify(
-        &mut self,
-        prefix: &Prefix,
-        sides: Sides,
-        identify: &SchedClassifier,
-    ) -> Result<(), ApplyError> {
-        let address = prefix.address;
-        let written = if prefix.len == 128 {
-            match self.exact.insert(address, sides, ONLY_NEW) {
-                Err(error) if is_there(&error) => {
-                    // As long as newer kernels want a packet to be.
-                    let mut packet = [0; 64];
-                    let told = Identified { address, sides }.bytes();
-                    packet[..told.len()].copy_from_slice(&told);
-                    let run = dry::run(identify, &packet, &mut [0; 64]);
-                    run.map_err(|error| MapError::IoError(io::Error::other(error)))
-                }
-                result => result,
-            }
-        } else {
-            self.cidr.insert(&Key::new(prefix.len, address), sides, 0)
-        };
-        written.map_err(ApplyError::at("write who stands behind a prefix"))
-    }
-
-    fn forget(&mut self, prefix: &Prefix) -> Result<(), ApplyError> {
-        let removed = if prefix.len == 128 {
-            self.exact.remove(&prefix.address)
-        } else {
-            self.cidr.remove(&Key::new(prefix.len, prefix.address))
-        };
-        ignore_missing(removed).map_err(ApplyError::at("forget who stood behind a prefix"))
     }
 
     /// The rule counts from now on; if it did before, it goes on from there.
@@ -484,19 +386,4 @@ fn changed(ops: &[TableOp]) -> impl Iterator<Item = &PolicyPrefix> {
         TableOp::SetRow(prefix, _) | TableOp::RemoveRow(prefix) => Some(prefix),
         _ => None,
     })
-}
-
-/// An answer to [`ONLY_NEW`].
-fn is_there(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EEXIST))
-}
-
-fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        Err(MapError::KeyNotFound) => Ok(()),
-        other => other,
-    }
 }

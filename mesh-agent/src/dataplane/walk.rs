@@ -10,8 +10,9 @@ use mesh_common::event::{DenyEntry, DenyKey};
 use mesh_common::flow::{FlowEntry, FlowKey, Stage};
 use mesh_core::dataplane::{Review, Tables};
 
+use super::error::ApplyError;
 use super::established::Only;
-use super::tables::{ApplyError, Kernel};
+use super::tables::Kernel;
 use super::{clock, half_open};
 
 impl Kernel {
