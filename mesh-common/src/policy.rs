@@ -7,7 +7,7 @@ mod bucket;
 mod row;
 mod table;
 
-pub use bucket::{Bucket, find};
+pub use bucket::{Bucket, find, near};
 pub use row::{Row, RowKey, longest};
 pub use table::{NoRoom, Table};
 
@@ -81,6 +81,15 @@ impl PolicyKey {
             direction: direction as u8,
             proto,
             port: Be16::new(port),
+        }
+    }
+
+    /// The same asked about everybody.
+    #[inline(always)]
+    pub const fn of_anybody(self) -> Self {
+        Self {
+            remote: Be32::new(Identity::ANY.0),
+            ..self
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::tcp::{self, End};
 use crate::{Address, DropReason, Identity, IdentityEntry};
 use judged::{Judged, ask, ends};
 
-pub use judged::{policy_port, precedence};
+pub use judged::{outcome, policy_port, prevailing};
 pub use opening::rate;
 
 /// What [`decide`] asks; every answer must come from the same moment's tables.
@@ -35,7 +35,8 @@ pub trait Lookup {
     fn local(&self, address: &Address) -> IdentityEntry {
         self.identity(address)
     }
-    /// The longest prefix that matches, or [`PolicyEntry::NONE`].
+    /// Of the longest prefixes that match, about this remote and about everybody, the one that is [`prevailing`]; or
+    /// [`PolicyEntry::NONE`].
     fn policy(&self, key: &PolicyKey) -> PolicyEntry;
     /// Against [`rate`].
     fn new_flows(&self, peer: u32, opened: Direction) -> Bucket;
@@ -119,15 +120,17 @@ impl Verdict {
         Self::refuse(reason, &Judged::NOBODY)
     }
 
-    /// Says whose the packet is that was dropped, as far as the tables know, where that is not known yet: who
-    /// sends what nobody can read, or an error about another's flow, has to bear the blame, and the cost of
-    /// being told of.
+    /// Whether nobody has asked yet whose the packet is that was dropped.
+    #[inline(always)]
+    pub fn is_nameless(&self, facts: &Facts) -> bool {
+        let is_named = self.remote != Identity::UNKNOWN && facts.remote.is_same(&facts.key.remote);
+        !(self.passes() || is_named)
+    }
+
+    /// Says whose it is, as far as the tables know: who sends what nobody can read, or an error about another's flow,
+    /// has to bear the blame, and the cost of being told of.
     #[inline(always)]
     pub fn name(&mut self, facts: &Facts, tables: &impl Lookup) {
-        let is_named = self.remote != Identity::UNKNOWN && facts.remote.is_same(&facts.key.remote);
-        if self.passes() || is_named {
-            return;
-        }
         let key = FlowKey {
             remote: facts.remote,
             ..facts.key

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_common::policy::{Bucket, NoRoom, PolicyPrefix, Row, RowKey, Table, find};
+use mesh_common::policy::{Bucket, NoRoom, PolicyPrefix, Row, RowKey, Table, find, near};
 use mesh_common::{Direction, Identity, PolicyEntry, PolicyKey, RuleId};
 use proptest::prelude::*;
 
@@ -12,7 +12,11 @@ fn slots(rows: usize) -> Vec<Bucket> {
 }
 
 fn row_at(slots: &[Bucket], at: &RowKey) -> Row {
-    find(at, |slot| slots.get(slot as usize))
+    let mask = slots[0].mask();
+    let slot = |slot| slots.get(slot as usize);
+    let found = find(at, mask, slot);
+    assert!(near(at, mask, slot).is_none_or(|near| near == found));
+    found
 }
 
 fn key(remote: u32, port: u16) -> RowKey {

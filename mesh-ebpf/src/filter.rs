@@ -36,7 +36,7 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
         // Two callers would share it, and each packet pay for the call.
         #[inline(always)]
         |key, kind, tcp| {
-            let place = tables::place_of(key, config);
+            let place = Place::of(key, &config.secret);
             let Some(entry) = established::get(&place, key) else {
                 seen.set(remember(key, direction, kind, tcp, place));
                 return false;
@@ -73,7 +73,13 @@ pub fn run<const AT: usize>(ctx: &TcContext, direction: Direction) -> i32 {
             }
         }
         judge(&mut *scratch, config, seen.get());
-        name(&mut *scratch, config);
+        let Scratch { facts, verdict, .. } = &mut *scratch;
+        if verdict
+            .assume_init_ref()
+            .is_nameless(facts.assume_init_ref())
+        {
+            name(&mut *scratch, config);
+        }
     }
     let end = conclude::<AT>(ctx, config, direction);
     if config.flags & Config::LOG != 0 {
@@ -97,7 +103,8 @@ enum Seen {
 #[inline(never)]
 fn remember(key: &FlowKey, direction: Direction, kind: Kind, tcp: u8, place: Place) -> Seen {
     // Before anything else is looked at, so that its cache line and that of `ct_est` are fetched at once.
-    let is_new = tables::is_absent(&place, key);
+    let opens = matches!(kind, Kind::Tcp) && tcp::opens(tcp);
+    let is_new = tables::is_absent(&place, key, opens);
     // The slow reader says why; the quick one leaves both to it.
     let refused = key.remote.is_mapped() != key.local.is_mapped()
         || matches!(kind, Kind::Tcp) && tcp::is_nonsense(tcp);

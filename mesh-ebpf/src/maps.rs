@@ -31,7 +31,7 @@ pub static ID_CIDR: lpm_trie::LpmTrie<Address, Sides> =
 #[btf_map(name = "pol")]
 pub static POL: ArrayOfMaps<Policy, { SIDES as usize }> = ArrayOfMaps::new();
 
-type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
+pub type Policy = btf_maps::Array<[u64; 8], 1, { maps::POLICY_FLAGS as usize }>;
 
 /// Confirmed flows, by their places. Not LRU: under a flood of new flows an LRU forgets the idle ones first.
 #[map(name = "ct_est")]

@@ -187,10 +187,11 @@ pub fn place_of(key: &FlowKey, config: &Config) -> Place {
 }
 
 /// Whether neither table holds a flow that was not found established. One that becomes so is put there before it is
-/// taken from among the half-open, so whoever comes at that moment must ask once more.
+/// taken from among the half-open, so whoever comes at that moment must ask once more; but not who `opens` a
+/// connection: of that packet the policy is asked, and an established flow takes no harm if it passes.
 #[inline(always)]
-pub fn is_absent(place: &Place, key: &FlowKey) -> bool {
-    !half_open::may_hold(*place) && established::find(place, key).is_none()
+pub fn is_absent(place: &Place, key: &FlowKey, opens: bool) -> bool {
+    !half_open::may_hold(*place) && (opens || established::find(place, key).is_none())
 }
 
 /// In place, because an entry that user space replaces is given to the next address at once, and a program that has

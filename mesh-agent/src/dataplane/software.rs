@@ -16,7 +16,7 @@ use mesh_common::flow::{
 use mesh_common::maps::{Count, FLOW_CAPACITY, FRAGMENT_CAPACITY};
 use mesh_common::packet::{self, Fragment, Kind, Slice};
 use mesh_common::policy::PolicyPrefix;
-use mesh_common::verdict::{Lookup, complete, rate};
+use mesh_common::verdict::{Lookup, complete, prevailing, rate};
 use mesh_common::{
     Address, Direction, Effect, Facts, IdentityEntry, PolicyEntry, PolicyKey, Verdict, decide, tcp,
 };
@@ -165,7 +165,9 @@ impl Engine {
                 (facts, Verdict::refused(reason))
             }
         };
-        verdict.name(&facts, self);
+        if verdict.is_nameless(&facts) {
+            verdict.name(&facts, self);
+        }
         let entry = self.carry_out(&facts, &verdict, length, now);
         self.count(direction, &verdict, length);
         if let Some(kind) = verdict.event {
@@ -374,7 +376,10 @@ impl Lookup for Engine {
     }
 
     fn policy(&self, key: &PolicyKey) -> PolicyEntry {
-        mesh_core::dataplane::longest(key, |prefix| self.rows.get(prefix).copied())
+        let row = |key: &PolicyKey| {
+            mesh_core::dataplane::longest(key, |prefix| self.rows.get(prefix).copied())
+        };
+        prevailing(row(key), row(&key.of_anybody()))
     }
 
     fn new_flows(&self, peer: u32, opened: Direction) -> Bucket {

@@ -39,8 +39,21 @@ impl Bucket {
 
     /// Of the array's first slot: the number of buckets, a power of two, less one.
     #[inline(always)]
-    const fn mask(&self) -> u32 {
+    pub const fn mask(&self) -> u32 {
         self.beyond
+    }
+
+    /// The row under `at`, or [`Row::NOTHING`]; `None` if it may lie in another bucket.
+    #[inline(always)]
+    fn row(&self, at: &RowKey) -> Option<Row> {
+        let mut index = 0;
+        while index < WIDTH {
+            if self.about[index] == at.about && self.ends[index] == at.ends {
+                return Some(self.rows[index]);
+            }
+            index += 1;
+        }
+        (self.beyond == 0).then_some(Row::NOTHING)
     }
 }
 
@@ -53,28 +66,27 @@ pub(super) const fn hash(at: &RowKey) -> u32 {
     (mixed >> 32) as u32
 }
 
-/// The row under `at` or [`Row::NOTHING`], where `slot` gives the array's slots.
+/// The row under `at` or [`Row::NOTHING`], where `slot` gives the array's slots and `mask` is [`Bucket::mask`]; `None`
+/// if it may lie in another bucket than it hashes to.
 #[inline(always)]
-pub fn find<'a>(at: &RowKey, slot: impl Fn(u32) -> Option<&'a Bucket>) -> Row {
+pub fn near<'a>(at: &RowKey, mask: u32, slot: impl Fn(u32) -> Option<&'a Bucket>) -> Option<Row> {
+    match slot(FIRST + (hash(at) & mask)) {
+        Some(bucket) => bucket.row(at),
+        None => Some(Row::NOTHING),
+    }
+}
+
+/// The same, wherever it lies.
+#[inline(always)]
+pub fn find<'a>(at: &RowKey, mask: u32, slot: impl Fn(u32) -> Option<&'a Bucket>) -> Row {
     let mut place = hash(at);
     let mut passed = 0;
     while passed != REACH {
-        // Anew each time: there is nearly always one, and what is kept is kept on the stack.
-        let Some(first) = slot(0) else {
+        let Some(bucket) = slot(FIRST + (place & mask)) else {
             break;
         };
-        let Some(bucket) = slot(FIRST + (place & first.mask())) else {
-            break;
-        };
-        let mut index = 0;
-        while index < WIDTH {
-            if bucket.about[index] == at.about && bucket.ends[index] == at.ends {
-                return bucket.rows[index];
-            }
-            index += 1;
-        }
-        if bucket.beyond == 0 {
-            break;
+        if let Some(row) = bucket.row(at) {
+            return row;
         }
         passed += 1;
         place = place.wrapping_add(passed);

@@ -124,9 +124,14 @@ impl Row {
     }
 }
 
-/// What the longest row around `key` says, or [`PolicyEntry::NONE`].
+/// What the longest row around `key` says, or [`PolicyEntry::NONE`]. `row` looks for those that are always asked for,
+/// `other` for those of the lengths that there are.
 #[inline(always)]
-pub fn longest(key: &PolicyKey, row: impl Fn(&RowKey) -> Row) -> PolicyEntry {
+pub fn longest(
+    key: &PolicyKey,
+    row: impl Fn(&RowKey) -> Row,
+    other: impl Fn(&RowKey) -> Row,
+) -> PolicyEntry {
     let exact = RowKey::exact(key);
     let mut at = RowKey::every_proto(key);
     let every_proto = at.about;
@@ -150,7 +155,7 @@ pub fn longest(key: &PolicyKey, row: impl Fn(&RowKey) -> Row) -> PolicyEntry {
     while lengths != 0 && left != 0 {
         let longest = lengths & lengths.wrapping_neg();
         at.about = RowKey::ports(exact, longest);
-        let found = row(&at);
+        let found = other(&at);
         if found.speaks() {
             return found.entry();
         }

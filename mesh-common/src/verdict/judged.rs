@@ -6,17 +6,23 @@ use crate::policy::{Direction, PolicyEntry, PolicyKey, RuleId};
 use crate::{DropReason, Identity, proto};
 
 /// Deny beats accept, whichever is wider; of two that say the same, the one for this very remote
-/// speaks; without any the default denies.
+/// speaks.
 #[inline(always)]
-pub const fn precedence(exact: PolicyEntry, any: PolicyEntry) -> (Option<DropReason>, RuleId) {
-    if exact.is_deny() {
-        (Some(DropReason::DeniedByRule), exact.rule)
-    } else if any.is_deny() {
-        (Some(DropReason::DeniedByRule), any.rule)
-    } else if exact.is_accept() {
-        (None, exact.rule)
-    } else if any.is_accept() {
-        (None, any.rule)
+pub const fn prevailing(exact: PolicyEntry, any: PolicyEntry) -> PolicyEntry {
+    if exact.is_deny() || !any.is_deny() && exact.is_accept() {
+        exact
+    } else {
+        any
+    }
+}
+
+/// What the entry that prevails says. Without any the default denies.
+#[inline(always)]
+pub const fn outcome(entry: PolicyEntry) -> (Option<DropReason>, RuleId) {
+    if entry.is_deny() {
+        (Some(DropReason::DeniedByRule), entry.rule)
+    } else if entry.is_accept() {
+        (None, entry.rule)
     } else {
         (Some(DropReason::NoRule), RuleId::NONE)
     }
@@ -89,10 +95,8 @@ pub(super) fn ask(
 ) -> Judged {
     let mut judged = *ends;
     if judged.drop.is_none() {
-        let row = |remote| tables.policy(&PolicyKey::new(remote, ends.local, opened, proto, port));
-        // The second of many is found in no cache, and what is asked next is looked for meanwhile.
-        let any = row(Identity::ANY);
-        (judged.drop, judged.rule) = precedence(row(ends.remote), any);
+        let key = PolicyKey::new(ends.remote, ends.local, opened, proto, port);
+        (judged.drop, judged.rule) = outcome(tables.policy(&key));
     }
     judged
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use mesh_common::flow::{FlowKey, FlowState, flags};
-use mesh_common::verdict::{policy_port, precedence};
+use mesh_common::verdict::{outcome, policy_port, prevailing};
 use mesh_common::{Address, DropReason, Identity, IdentityEntry, PolicyKey, RuleId};
 
 use super::Tables;
@@ -67,6 +67,6 @@ impl<'a> Review<'a> {
     fn answer(&mut self, exact: PolicyKey, any: PolicyKey) -> (Option<DropReason>, RuleId) {
         let tables = self.tables;
         let known = self.answers.entry(exact);
-        *known.or_insert_with(|| precedence(tables.row(&exact), tables.row(&any)))
+        *known.or_insert_with(|| outcome(prevailing(tables.row(&exact), tables.row(&any))))
     }
 }

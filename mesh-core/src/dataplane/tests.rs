@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_common::flow::{FlowKey, FlowState, flags};
 use mesh_common::policy::{Row, RowKey};
-use mesh_common::verdict::precedence;
-use mesh_common::{Be16, Be32, DropReason, PolicyKey, Sides, next_generation, policy};
+use mesh_common::verdict::{outcome, prevailing};
+use mesh_common::{Be16, DropReason, PolicyKey, Sides, next_generation, policy};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -187,18 +187,15 @@ fn read(policy: &NodePolicy, flow: &Flow) -> Option<(Action, RuleId)> {
 
 /// Asked of the rows, as the packet path does.
 fn ask(tables: &Tables, flow: &Flow) -> Option<(Action, RuleId)> {
-    let row = |remote: Identity| {
-        let mut key = PolicyKey::new(
-            flow.remote,
-            flow.local,
-            flow.direction,
-            flow.proto,
-            flow.port,
-        );
-        key.remote = Be32::new(remote.0);
-        tables.row(&key)
-    };
-    match precedence(row(flow.remote), row(Identity::ANY)) {
+    let key = PolicyKey::new(
+        flow.remote,
+        flow.local,
+        flow.direction,
+        flow.proto,
+        flow.port,
+    );
+    let (exact, any) = (tables.row(&key), tables.row(&key.of_anybody()));
+    match outcome(prevailing(exact, any)) {
         (None, rule) => Some((Action::Accept, rule)),
         (Some(DropReason::DeniedByRule), rule) => Some((Action::Deny, rule)),
         (Some(_), _) => None,
@@ -408,7 +405,7 @@ proptest! {
             for remote in [flow.remote, Identity::ANY] {
                 let key = PolicyKey::new(remote, flow.local, flow.direction, flow.proto, flow.port);
                 let row = |at: &RowKey| kernel.get(at).copied().unwrap_or(Row::NOTHING);
-                let found = policy::longest(&key, row);
+                let found = policy::longest(&key, row, row);
                 prop_assert_eq!(found, to.row(&key), "{:?}", key);
             }
         }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_common::packet::is_extension;
-use mesh_common::verdict::precedence;
+use mesh_common::verdict::{outcome, prevailing};
 use mesh_common::{Address, Direction, DropReason, PolicyEntry};
 
 use super::Tables;
@@ -188,7 +188,7 @@ impl Question {
                 None => PolicyEntry::NONE,
             }
         };
-        let (drop, rule) = precedence(said(remote), said(Identity::ANY));
+        let (drop, rule) = outcome(prevailing(said(remote), said(Identity::ANY)));
         Answer { drop, rule }
     }
 }
