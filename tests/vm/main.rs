@@ -35,7 +35,7 @@ struct Options {
     /// What to run, as often as wanted; otherwise everything.
     #[arg(long = "suite", value_enum)]
     suites: Vec<Suite>,
-    /// Everything but the longest suite, which another ring runs on the host's kernel.
+    /// What other rings try on the host's kernel is tried on one of these at most.
     #[arg(long, conflicts_with = "suites")]
     brief: bool,
     /// Understood because every test program is told it; inside, tests run one by one anyway.
@@ -45,51 +45,87 @@ struct Options {
     filter: Option<String>,
 }
 
-fn main() -> Result<ExitCode> {
-    let mut options = Options::parse();
-    if options.suites.is_empty() {
-        options.suites = Suite::value_variants().to_vec();
-        options
-            .suites
-            .retain(|suite| !options.brief || *suite != Suite::Dataplane);
+impl Options {
+    /// What runs on a kernel. Briefly, the packet filter is tried whole on the first alone, which is the oldest: what
+    /// comes later has the hooks of the host's kernel, on which another ring tries it.
+    fn suites(&self, first: bool) -> Vec<Suite> {
+        if !self.suites.is_empty() {
+            return self.suites.clone();
+        }
+        let mut suites = Suite::value_variants().to_vec();
+        suites.retain(|suite| match suite {
+            Suite::Kernel | Suite::Conformance | Suite::Demo => true,
+            Suite::Ebpf => first || !self.brief,
+            Suite::Figures => !first && self.brief,
+            Suite::Dataplane => !self.brief,
+        });
+        suites
     }
+}
+
+/// One kernel, and what runs on it while others run, and after them.
+struct Machine<'a> {
+    series: &'a str,
+    kernel: Kernel,
+    together: Guest,
+    alone: Guest,
+}
+
+fn main() -> Result<ExitCode> {
+    let options = Options::parse();
     let target = target()?;
     let cache = target.join("vm");
-    let (alone, together): (Vec<_>, Vec<_>) = options
-        .suites
-        .iter()
-        .copied()
-        .partition(|suite| suite.goes_by_the_clock());
     let build = |suites: &[Suite]| suites::build(suites, options.filter.as_deref(), &target);
-    let (alone, together) = (build(&alone)?, build(&together)?);
+    let machines = options.kernels.iter().enumerate().map(|(number, series)| {
+        let suites = options.suites(number == 0).into_iter();
+        let (alone, together): (Vec<_>, Vec<_>) =
+            suites.partition(|suite| suite.goes_by_the_clock());
+        Ok(Machine {
+            series,
+            kernel: Kernel::newest(series, &cache)?,
+            together: build(&together)?,
+            alone: build(&alone)?,
+        })
+    });
+    let machines = machines.collect::<Result<Vec<_>>>()?;
 
-    let machines = options
-        .kernels
-        .iter()
-        .map(|series| Ok((series, Kernel::newest(series, &cache)?)))
-        .collect::<Result<Vec<_>>>()?;
     // All at once: most of their time they wait for timers of their own.
     let mut results = thread::scope(|scope| {
         let running: Vec<_> = machines
             .iter()
-            .filter(|_| !together.steps.is_empty())
-            .map(|(series, kernel)| scope.spawn(|| run(series, kernel, &together, &cache)))
+            .filter(|machine| !machine.together.steps.is_empty())
+            .map(|machine| scope.spawn(|| run(machine, &machine.together, &cache)))
             .collect();
         let ended = running.into_iter().map(|machine| {
             machine
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
-        ended.collect::<Result<Vec<_>>>()
-    })?;
-    for (series, kernel) in machines.iter().filter(|_| !alone.steps.is_empty()) {
-        results.push(run(series, kernel, &alone, &cache)?);
+        ended.collect::<Vec<_>>()
+    });
+    for machine in machines
+        .iter()
+        .filter(|machine| !machine.alone.steps.is_empty())
+    {
+        results.push(run(machine, &machine.alone, &cache));
     }
     ensure!(!results.is_empty(), "the filter leaves nothing to run");
-    for line in results.iter().flat_map(|(closing, _)| closing) {
-        println!("{line}");
+    let mut passed = true;
+    for result in results {
+        match result {
+            Ok((closing, success)) => {
+                passed &= success;
+                for line in closing {
+                    println!("{line}");
+                }
+            }
+            Err(error) => {
+                passed = false;
+                println!("vm: {error:#}");
+            }
+        }
     }
-    Ok(if results.iter().all(|(_, success)| *success) {
+    Ok(if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -97,7 +133,8 @@ fn main() -> Result<ExitCode> {
 }
 
 /// One kernel from boot to end: what to say of it, and whether all passed.
-fn run(series: &str, kernel: &Kernel, guest: &Guest, cache: &Path) -> Result<(Vec<String>, bool)> {
+fn run(machine: &Machine<'_>, guest: &Guest, cache: &Path) -> Result<(Vec<String>, bool)> {
+    let Machine { series, kernel, .. } = machine;
     let start = Instant::now();
     let mut report = Report::default();
     let success = guest.boot(kernel, cache, &mut |line| {

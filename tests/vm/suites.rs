@@ -22,6 +22,8 @@ pub(crate) enum Suite {
     Conformance,
     /// The real programs in this kernel, held to the tests' own evaluator.
     Ebpf,
+    /// Of that, whether this kernel loads every program, and at what cost.
+    Figures,
     /// Every turn of an agent's life under traffic, with the kernel's WireGuard.
     Dataplane,
     /// What the demo asserts of a whole mesh, with the kernel's WireGuard.
@@ -57,6 +59,11 @@ impl Suite {
                 filter: None,
                 environment: &[("MESH_POLICY_CASES", CASES)],
                 limit_seconds: 1800,
+            },
+            Self::Figures => Recipe {
+                filter: Some("figures"),
+                limit_seconds: 600,
+                ..Self::Ebpf.recipe()
             },
             Self::Dataplane => Recipe {
                 program: Program::Test("netns"),

@@ -161,7 +161,7 @@ impl Options {
             command.arg(filter);
         }
         match program.ring {
-            Some(Ring::Ebpf | Ring::Netns) => {
+            Some(Ring::Netns) => {
                 command.arg("--test-threads=1");
             }
             Some(Ring::Vm) => {
@@ -173,7 +173,7 @@ impl Options {
                     command.args(["--kernel", kernel]);
                 }
             }
-            Some(Ring::Sim | Ring::Fuzz) | None => {}
+            Some(Ring::Sim | Ring::Fuzz | Ring::Ebpf) | None => {}
         }
         watched(&mut command, &program.name)
     }
