@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Parser;
 
-use crate::{build_ebpf, setup, shell};
+use crate::{build_ebpf, demo, setup, shell};
 
 /// What takes nothing but a compiler, and no root.
 const UNPREPARED: [&str; 1] = ["policy"];
@@ -27,16 +27,7 @@ impl Options {
         if verb == "dataplane" {
             bench.env("MESH_BENCH_OBJECT", build_ebpf::build_bench()?);
         }
-        shell::run(shell::cargo().args([
-            "build",
-            "--release",
-            "--package",
-            "mesh-tests",
-            "--bin",
-            "mesh-bench",
-            "--bin",
-            "mesh-vm-init",
-        ]))?;
+        demo::build_release()?;
         shell::become_it(&mut bench)
     }
 }

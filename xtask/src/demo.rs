@@ -34,11 +34,13 @@ impl Options {
     }
 }
 
-/// The binaries that laboratories run, at the one profile that they share.
+/// The binaries that laboratories and benchmarks run, in one build: of fewer packages cargo would unify features
+/// differently, and compile their dependencies anew.
 pub(crate) fn build_release() -> Result<()> {
     shell::step("build the release binaries", || {
         shell::run(shell::cargo().args([
             "build",
+            "--locked",
             "--release",
             "--package",
             "mesh-agent",
