@@ -120,7 +120,7 @@ impl Verdict {
         Self::refuse(reason, &Judged::NOBODY)
     }
 
-    /// Whether nobody has asked yet whose the packet is that was dropped.
+    /// Whether it was dropped before anybody knew whose it is.
     #[inline(always)]
     pub fn is_nameless(&self, facts: &Facts) -> bool {
         let is_named = self.remote != Identity::UNKNOWN && facts.remote.is_same(&facts.key.remote);

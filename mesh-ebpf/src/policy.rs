@@ -1,8 +1,9 @@
 //! The policy's table, asked.
 //!
-//! What is hard is to ask without calls: where a processor must not predict its returns (SRSO, AMD Zen 3 and 4) each
-//! costs some five nanoseconds, as much as what is asked. Nearly every row lies in the bucket that it hashes to, or
-//! nowhere, so that is looked at in place; but a stack has no room for more than two such questions.
+//! What is hard is to ask with few calls: where a processor must not predict its returns (SRSO, AMD Zen 3 and 4) each
+//! costs some five nanoseconds, as much as what is asked, and that the kernel makes for a slot of the table cannot be
+//! saved. Nearly every row lies in the bucket that it hashes to, or nowhere, so that is looked at in place; but not for
+//! the lengths of a range of ports, for which the stack has no room (Linux 6.1).
 
 use mesh_common::policy::{Bucket, Row, RowKey, RuleId, find, longest, near};
 use mesh_common::verdict::prevailing;
@@ -43,7 +44,7 @@ extern "C" fn policy_entry(remote: u32, local: u32, about: u32, generation: u32)
         Some(row) => row,
         None => other(at),
     };
-    // The second of many is found in no cache, and what is asked next is looked for meanwhile.
+    // First: the remote's own row, one of many, is in no cache, and what comes after is done meanwhile.
     let any = longest(&key.of_anybody(), row, other);
     let entry = prevailing(longest(&key, row, other), any);
     u64::from(entry.rule.0) << 32 | u64::from(entry.flags)

@@ -154,11 +154,23 @@ impl<'a> Tables<'a> {
             }
         } else {
             half_open::put(place, &facts.key, &flow.entry);
-            if was_established && CT_EST.remove(self.place()).is_ok() {
-                peers::count(verdict.state.peer, opened, u32::MAX);
+            if was_established {
+                self.disestablish(&facts.key);
             }
         }
         0
+    }
+
+    /// Takes the flow out of `ct_est`, and out of what whoever opened it holds: another end may open it anew.
+    #[inline(always)]
+    fn disestablish(&self, key: &FlowKey) {
+        if let Some(before) = established::find(self.place(), key) {
+            // SAFETY: the pointer that the look-up returned.
+            let (peer, opened) = unsafe { ((*before).state.peer, (*before).state.opened()) };
+            if CT_EST.remove(self.place()).is_ok() {
+                peers::count(peer, opened, u32::MAX);
+            }
+        }
     }
 
     /// Puts the flow into `ct_est`; false if there is no room, or another in its place.
@@ -182,13 +194,14 @@ impl<'a> Tables<'a> {
 
 /// A function of its own, or whoever asks has a frame for all the words that meet here.
 #[inline(never)]
-pub fn place_of(key: &FlowKey, config: &Config) -> Place {
+fn place_of(key: &FlowKey, config: &Config) -> Place {
     Place::of(key, &config.secret)
 }
 
 /// Whether neither table holds a flow that was not found established. One that becomes so is put there before it is
-/// taken from among the half-open, so whoever comes at that moment must ask once more; but not who `opens` a
-/// connection: of that packet the policy is asked, and an established flow takes no harm if it passes.
+/// taken from among the half-open, so whoever comes at that moment must ask once more. Not who `opens` a connection: of
+/// that packet the policy is asked as of any that opens one, and if it passes a half-open flow stands beside the
+/// established one until it is too old.
 #[inline(always)]
 pub fn is_absent(place: &Place, key: &FlowKey, opens: bool) -> bool {
     !half_open::may_hold(*place) && (opens || established::find(place, key).is_none())

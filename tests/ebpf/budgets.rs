@@ -346,6 +346,22 @@ fn a_peer_holds_exactly_its_share() {
 }
 
 #[test]
+fn a_closed_connection_that_the_other_end_opens_anew_is_held_by_nobody() {
+    let mut kernel = kernel();
+    let send = |kernel: &mut Kernel, direction, flags| {
+        let packet = tcp_between(PEER, [443, 22], direction, flags);
+        assert_eq!(kernel.outcome(direction, &packet), PASS);
+    };
+    for (direction, flags) in [(Ingress, SYN), (Egress, SYN_ACK), (Ingress, ACK)] {
+        send(&mut kernel, direction, flags);
+    }
+    assert_eq!((flows(&kernel), kernel.held(2)), ((0, 1), [1, 0]));
+    send(&mut kernel, Ingress, RST);
+    send(&mut kernel, Egress, SYN);
+    assert_eq!((flows(&kernel), kernel.held(2)), ((1, 0), [0, 0]));
+}
+
+#[test]
 fn a_flow_without_room_asks_again_about_once_a_second() {
     let mut kernel = kernel();
     kernel.strain(2, Ingress, Some(Strain::Share));

@@ -35,7 +35,7 @@ struct Options {
     /// What to run, as often as wanted; otherwise everything.
     #[arg(long = "suite", value_enum)]
     suites: Vec<Suite>,
-    /// What other rings try on the host's kernel is tried on one of these at most.
+    /// Without `dataplane`, and of `ebpf` all on the first kernel and `figures` on the others.
     #[arg(long, conflicts_with = "suites")]
     brief: bool,
     /// Understood because every test program is told it; inside, tests run one by one anyway.
@@ -46,8 +46,8 @@ struct Options {
 }
 
 impl Options {
-    /// What runs on a kernel. Briefly, the packet filter is tried whole on the first alone, which is the oldest: what
-    /// comes later has the hooks of the host's kernel, on which another ring tries it.
+    /// What runs on a kernel. Briefly, the packet filter is tried whole on the first alone, of two the older: the other
+    /// has the hooks of the host's kernel, on which another ring tries it.
     fn suites(&self, first: bool) -> Vec<Suite> {
         if !self.suites.is_empty() {
             return self.suites.clone();
@@ -137,10 +137,11 @@ fn run(machine: &Machine<'_>, guest: &Guest, cache: &Path) -> Result<(Vec<String
     let Machine { series, kernel, .. } = machine;
     let start = Instant::now();
     let mut report = Report::default();
-    let success = guest.boot(kernel, cache, &mut |line| {
+    let booted = guest.boot(kernel, cache, &mut |line| {
         println!("{series} | {line}");
         report.read(line);
-    })?;
+    });
+    let success = booted.with_context(|| format!("the machine of {series}"))?;
     let seconds = start.elapsed().as_secs();
     Ok((report.closing(&kernel.release, success, seconds), success))
 }

@@ -37,6 +37,11 @@ impl Suite {
         self == Self::Demo
     }
 
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     fn recipe(self) -> Recipe {
         match self {
             Self::Kernel => Recipe {
@@ -112,17 +117,24 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
     let object = env::var_os("MESH_EBPF_OBJECT")
         .map_or_else(|| target.join("ebpf/mesh-ebpf.o"), PathBuf::from);
     let release = env::var_os("MESH_BIN_DIR").map_or_else(|| target.join("release"), PathBuf::from);
-    let recipes: Vec<_> = suites.iter().map(|suite| suite.recipe()).collect();
-    let tests = cargo(recipes.iter().filter_map(|recipe| match recipe.program {
-        Program::Test(name) => Some(name),
-        Program::Release(_) => None,
-    }))?;
+    let recipes: Vec<_> = suites
+        .iter()
+        .map(|suite| (suite.name(), suite.recipe()))
+        .collect();
+    let tests = cargo(
+        recipes
+            .iter()
+            .filter_map(|(_, recipe)| match recipe.program {
+                Program::Test(name) => Some(name),
+                Program::Release(_) => None,
+            }),
+    )?;
 
     let init = Path::new(env!("CARGO_BIN_EXE_mesh-vm-init"));
     let mut programs = vec![("/init".to_owned(), stripped(init, &folder)?)];
     let mut steps = Vec::new();
-    for recipe in &recipes {
-        let (name, mut command) = match recipe.program {
+    for (suite, recipe) in recipes {
+        let mut command = match recipe.program {
             Program::Test(name) => {
                 let source = tests.get(name);
                 let source = source.with_context(|| format!("cargo built no {name}"))?;
@@ -130,13 +142,10 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
                 programs.push((at.clone(), stripped(source, &folder)?));
                 let threads = "--test-threads=1".to_owned();
                 let filter = filter.or(recipe.filter);
-                (
-                    name,
-                    [at, threads]
-                        .into_iter()
-                        .chain(filter.map(str::to_owned))
-                        .collect(),
-                )
+                [at, threads]
+                    .into_iter()
+                    .chain(filter.map(str::to_owned))
+                    .collect()
             }
             Program::Release(name) if filter.is_some_and(|filter| !name.contains(filter)) => {
                 continue;
@@ -144,7 +153,7 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
             Program::Release(name) => {
                 let at = format!("{RELEASE_FOLDER}/{name}");
                 programs.push((at.clone(), release.join(name)));
-                (name, vec![at])
+                vec![at]
             }
         };
         command.extend(recipe.arguments.iter().copied().map(str::to_owned));
@@ -152,7 +161,7 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
         // Decides whether what is missing is a failure.
         environment.extend(env::var("CI").map(|value| ("CI".to_owned(), value)));
         steps.push(Step {
-            name: name.to_owned(),
+            name: suite,
             command,
             environment,
             limit_seconds: recipe.limit_seconds,

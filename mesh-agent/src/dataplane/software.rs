@@ -75,12 +75,12 @@ impl Filter {
         self.engine().counters()
     }
 
-    /// What becomes of flows and packets from now on. Whoever asks last gets them.
     /// How many events of each kind were lost since this was last asked.
     pub fn losses(&self) -> BTreeMap<EventKind, u64> {
         self.engine().told.losses()
     }
 
+    /// What becomes of flows and packets from now on. Whoever asks last gets them.
     pub fn events(&self) -> mpsc::Receiver<FlowEvent> {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
         self.engine().told.events = Some(sender);

@@ -124,8 +124,8 @@ impl Row {
     }
 }
 
-/// What the longest row around `key` says, or [`PolicyEntry::NONE`]. `row` looks for those that are always asked for,
-/// `other` for those of the lengths that there are.
+/// What the longest row around `key` says, or [`PolicyEntry::NONE`]. `row` looks for those of one port and of every
+/// protocol, `other` for those of the lengths that there are besides.
 #[inline(always)]
 pub fn longest(
     key: &PolicyKey,
