@@ -38,7 +38,7 @@ struct Options {
     /// Without `dataplane`, and of `ebpf` all on the first kernel and `figures` on the others.
     #[arg(long, conflicts_with = "suites")]
     brief: bool,
-    /// Understood because every test program is told it; inside, tests run one by one anyway.
+    /// Understood because every test program is told it; inside, each suite has its own number.
     #[arg(long, hide = true)]
     test_threads: Option<usize>,
     /// Only tests whose name contains this.

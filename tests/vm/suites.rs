@@ -49,6 +49,7 @@ impl Suite {
                 arguments: &["--show-output"],
                 filter: None,
                 environment: &[],
+                threads: 1,
                 limit_seconds: 600,
             },
             Self::Conformance => Recipe {
@@ -56,6 +57,7 @@ impl Suite {
                 arguments: &[],
                 filter: None,
                 environment: &[("MESH_BACKEND", "kernel")],
+                threads: 1,
                 limit_seconds: 1800,
             },
             Self::Ebpf => Recipe {
@@ -63,6 +65,7 @@ impl Suite {
                 arguments: &["--show-output"],
                 filter: None,
                 environment: &[("MESH_POLICY_CASES", CASES)],
+                threads: 2,
                 limit_seconds: 1800,
             },
             Self::Figures => Recipe {
@@ -75,6 +78,7 @@ impl Suite {
                 arguments: &["--show-output"],
                 filter: Some("dataplane"),
                 environment: &[("MESH_BACKEND", "kernel")],
+                threads: 1,
                 limit_seconds: 3600,
             },
             Self::Demo => Recipe {
@@ -82,6 +86,7 @@ impl Suite {
                 arguments: &["--check", "--backend", "kernel"],
                 filter: None,
                 environment: &[],
+                threads: 1,
                 limit_seconds: 1800,
             },
         }
@@ -94,6 +99,8 @@ struct Recipe {
     /// Which tests, when nobody says.
     filter: Option<&'static str>,
     environment: &'static [(&'static str, &'static str)],
+    /// The machine has two processors, of which laboratories ask for all that there is.
+    threads: u32,
     /// Several times what it takes on an idle machine.
     limit_seconds: u64,
 }
@@ -140,7 +147,7 @@ pub(crate) fn build(suites: &[Suite], filter: Option<&str>, target: &Path) -> Re
                 let source = source.with_context(|| format!("cargo built no {name}"))?;
                 let at = format!("/tests/{name}");
                 programs.push((at.clone(), stripped(source, &folder)?));
-                let threads = "--test-threads=1".to_owned();
+                let threads = format!("--test-threads={}", recipe.threads);
                 let filter = filter.or(recipe.filter);
                 [at, threads]
                     .into_iter()
